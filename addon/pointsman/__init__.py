@@ -1,0 +1,1 @@
+"""Pointsman: a transparent router for LLM traffic."""
