@@ -1,0 +1,51 @@
+"""Which API a request speaks, by the shape of its path: the same for every provider."""
+
+from dataclasses import dataclass
+
+from pointsman.protocols.anthropic_messages import MessagesReader
+from pointsman.protocols.gemini import GeminiReader
+from pointsman.protocols.openai_chat import ChatReader, UsageFilter
+from pointsman.protocols.openai_embeddings import EmbeddingsReader
+from pointsman.protocols.openai_responses import ResponsesReader
+from pointsman.protocols.reader import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One API: its name, and how its responses are read."""
+
+    name: str
+    reader_type: type[Reader]
+
+    def reader(self, *, event_stream: bool, filter_usage: bool = False) -> Reader:
+        """Return a reader for one response.
+
+        Args:
+            event_stream: The response is `text/event-stream`; otherwise it is one JSON body.
+            filter_usage: Take out the usage that the proxy has asked for on its own account;
+                ignored but for event streams of chat completions and completions.
+        """
+        if filter_usage and event_stream and self.reader_type is ChatReader:
+            return UsageFilter(event_stream=True)
+        return self.reader_type(event_stream=event_stream)
+
+
+_GEMINI = Api("gemini", GeminiReader)
+_BY_PATH_END = {  # the first one counts
+    "/chat/completions": Api("openai-chat", ChatReader),
+    "/completions": Api("openai-completions", ChatReader),
+    "/embeddings": Api("openai-embeddings", EmbeddingsReader),
+    "/responses": Api("openai-responses", ResponsesReader),
+    "/v1/messages": Api("anthropic-messages", MessagesReader),
+    ":generateContent": _GEMINI,
+    ":streamGenerateContent": _GEMINI,
+    ":embedContent": _GEMINI,
+}
+
+
+def detect(method: str, path: str) -> Api | None:
+    """Return the API that a request speaks, None if it is none that we can read."""
+    if method != "POST":
+        return None
+    path = path.partition("?")[0].rstrip("/")
+    return next((api for end, api in _BY_PATH_END.items() if path.endswith(end)), None)

@@ -1,0 +1,104 @@
+"""What every protocol's reader shares: how a response is taken in, and how odd JSON is met.
+
+A reader stands beside the stream: the client's bytes never wait for it (a filter, which has to see
+an event whole, is the one exception) and no content makes it fail. What it cannot read stays None.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from pointsman.protocols import sse
+from pointsman.protocols.usage import Usage
+
+MAX_BODY = 16 * 1024 * 1024  # bytes of a JSON body kept for reading; past it, usage is unknown
+
+
+class Reader:
+    """Reads one response. A protocol is a subclass with its own `read`.
+
+    Attributes:
+        event_stream: The response is read as events; otherwise as one JSON body.
+        usage: The token counts reported so far.
+        model: The model that the provider says has answered.
+        finish_reason: Why the first choice ended, in the protocol's own word.
+        content_started: Real content was seen: text, a tool call, reasoning, a refusal.
+        failed: The response carries an error.
+        complete: The end marker was seen, or the JSON body was parsed.
+        fault: A bug of ours that reading an event ran into, for the log. The client loses nothing.
+    """
+
+    def __init__(self, *, event_stream: bool) -> None:
+        self.event_stream = event_stream
+        self.usage: Usage | None = None
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.content_started = False
+        self.failed = False
+        self.complete = False
+        self.fault: Exception | None = None
+        self._parser = sse.Parser()
+        self._body: bytearray | None = bytearray()
+
+    def read(self, data: bytes) -> bool:
+        """Take in one JSON body, or the data of one event; return whether it could be parsed."""
+        raise NotImplementedError
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read the chunk and return the bytes to pass on now: here, the chunk itself."""
+        if self.event_stream:
+            self._take(self._parser.feed(chunk))
+        elif self._body is not None:
+            if len(self._body) + len(chunk) > MAX_BODY:
+                self._body = None
+            else:
+                self._body += chunk
+        return chunk
+
+    def close(self) -> bytes:
+        """Read what the end of the response completes and return the bytes still to pass on."""
+        if self.event_stream:
+            self._take(self._parser.close())
+        elif self._body:
+            body, self._body = bytes(self._body), None
+            self.complete = self._guarded_read(body)
+        return b""
+
+    def _take(self, events: Iterable[sse.Event]) -> None:
+        for event in events:
+            if event.data == b"[DONE]":
+                self.complete = True
+            elif event.data:
+                self.failed = self.failed or event.event == "error"
+                self._guarded_read(event.data)
+
+    def _guarded_read(self, data: bytes) -> bool:
+        try:
+            return self.read(data)
+        except Exception as fault:  # noqa: BLE001  accounting must never break the client's stream
+            self.fault = fault
+            return False
+
+
+def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
+    """Return the decoded JSON, None where it is not JSON of the decoder's shape."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a string not in UTF-8
+        return None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Return the JSON value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of a JSON array; nothing if the value is no array."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def text(value: Any) -> str | None:
+    """Return the JSON value if it is a string with something in it."""
+    return value if isinstance(value, str) and value else None
