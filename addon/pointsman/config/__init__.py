@@ -1,0 +1,1 @@
+"""YAML manifests in, a validated immutable `RoutingTable` out. Pure but for reading files."""

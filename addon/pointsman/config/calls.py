@@ -1,0 +1,182 @@
+"""How a provider is called: its configs with keys, headers and certificates resolved.
+
+This is what touches the environment and the file system, and so it happens only for providers
+that apply to this workload: elsewhere their variables and secrets need not exist.
+"""
+
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pointsman.config.credentials import (
+    Credential,
+    KeyFile,
+    Literal,
+    environment_value,
+    expand,
+)
+from pointsman.config.documents import Document
+from pointsman.config.files import reason
+from pointsman.config.problems import Location, Problem
+from pointsman.config.references import Manifest
+from pointsman.config.resources import (
+    LLMProvider,
+    LLMProviderSpec,
+    OpenAIConfig,
+    ProviderConfig,
+    Tls,
+    header_value,
+)
+from pointsman.config.table import CallConfig, TlsSettings
+
+_AUTHORIZATION = "authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider that applies to this workload, with everything it needs at hand."""
+
+    name: str
+    spec: LLMProviderSpec
+    tls: TlsSettings
+    default: "_Call | None"
+    own: Mapping[str, "_Call"] = field(default_factory=dict)
+
+    def config_for(self, rule: str | None) -> tuple[str | None, CallConfig | None]:
+        """Return the union's member and the config for requests that came by a rule."""
+        own = self.own.get(rule) if rule is not None else None
+        if own is None:
+            found = self.default
+        elif self.default is None or self.default.member != own.member:
+            found = own
+        else:
+            found = _Call(own.member, _merged(self.default.config, own.config))
+        return (found.member, found.config) if found else (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A config, and which member of the union it is."""
+
+    member: str
+    config: CallConfig
+
+
+def resolve(
+    manifest: Manifest[LLMProvider], environ: Mapping[str, str]
+) -> tuple[Provider, list[Problem]]:
+    """Resolve all configs of a provider. With problems, the result is not to be used."""
+    resolver = _Resolver(manifest.document, environ)
+    spec = manifest.resource.spec
+    default, own = None, {}
+    if spec.configs:
+        base = ("spec", "configs")
+        default = resolver.call(spec.configs.default_config, (*base, "defaultConfig"))
+        for name, config in spec.configs.route_specific_configs.items():
+            if call := resolver.call(config, (*base, "routeSpecificConfigs", name)):
+                own[name] = call
+    tls = resolver.tls(spec.tls)
+    return Provider(manifest.resource.metadata.name, spec, tls, default, own), resolver.problems
+
+
+def _merged(default: CallConfig, own: CallConfig) -> CallConfig:
+    """Merge field by field, mappings key by key; what the rule's own config sets wins.
+
+    A key and an authorization header are one thing here: the rule's own replaces the other.
+    """
+    inherited = dict(default.headers)
+    credential = own.credential or default.credential
+    if own.credential:
+        inherited.pop(_AUTHORIZATION, None)
+    elif _AUTHORIZATION in own.headers:
+        credential = None
+    return CallConfig(
+        model=default.model if own.model is None else own.model,
+        stream=default.stream if own.stream is None else own.stream,
+        credential=credential,
+        model_mapping={**default.model_mapping, **own.model_mapping},
+        headers=inherited | dict(own.headers),
+        params_set={**default.params_set, **own.params_set},
+        params_default={**default.params_default, **own.params_default},
+    )
+
+
+class _Resolver:
+    """Resolves what one document refers to outside of it, and collects what can't be had."""
+
+    def __init__(self, document: Document, environ: Mapping[str, str]) -> None:
+        self.problems: list[Problem] = []
+        self._document = document
+        self._environ = environ
+
+    def call(self, union: ProviderConfig | None, location: Location) -> _Call | None:
+        """Resolve the one member of a provider config."""
+        for name, info in ProviderConfig.model_fields.items():
+            config = getattr(union, name, None)
+            if isinstance(config, OpenAIConfig):
+                member = info.alias or name
+                return _Call(member, self._config(config, (*location, member)))
+        return None
+
+    def tls(self, tls: Tls | None) -> TlsSettings:
+        """Resolve the path of the certificates and see that they can be used."""
+        if tls is None:
+            return TlsSettings()
+        ca_file = None
+        if tls.ca_file is not None:
+            ca_file = str(self._document.folder / tls.ca_file)
+            if fault := _certificate_fault(ca_file):
+                location = ("spec", "tls", "caFile")
+                self.problems.append(self._document.problem(location, fault))
+        return TlsSettings(ca_file, tls.sni, verify=not tls.insecure_skip_verify)
+
+    def _config(self, config: OpenAIConfig, location: Location) -> CallConfig:
+        headers = {}
+        for name, text in config.headers.items():
+            value = self._attempt((*location, "headers", name), partial(self._value, text))
+            headers[name] = value or ""
+        return CallConfig(
+            model=config.model,
+            stream=config.stream,
+            credential=self._credential(config, location),
+            model_mapping=config.model_mapping,
+            headers=headers,
+            params_set=config.params.set,
+            params_default=config.params.default,
+        )
+
+    def _credential(self, config: OpenAIConfig, location: Location) -> Credential | None:
+        key, source, environ = config.api_key, config.api_key_from, self._environ
+        if key is not None:
+            return self._attempt((*location, "apiKey"), lambda: Literal(expand(key, environ)))
+        if source and (name := source.env) is not None:
+            place = (*location, "apiKeyFrom", "env")
+            return self._attempt(place, lambda: Literal(environment_value(name, environ)))
+        if source and source.file is not None:
+            path = self._document.folder / source.file
+            return self._attempt((*location, "apiKeyFrom", "file"), lambda: KeyFile(path))
+        return None
+
+    def _value(self, text: str) -> str:
+        return header_value(expand(text, self._environ).strip())
+
+    def _attempt[T](self, location: Location, get: Callable[[], T]) -> T | None:
+        try:
+            return get()
+        except ValueError as error:
+            self.problems.append(self._document.problem(location, str(error)))
+            return None
+
+
+def _certificate_fault(ca_file: str) -> str | None:
+    try:
+        with Path(ca_file).open("rb"):
+            pass
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca_file)
+    except ssl.SSLError:
+        return f"{ca_file} has no certificate that can be used; it must be PEM"
+    except (OSError, ValueError) as error:
+        return f"{ca_file} can't be read ({reason(error)}); check that it is mounted and readable"
+    return None

@@ -1,0 +1,215 @@
+"""Valid resources in, the routing table of this instance out.
+
+What does not apply to this workload (its labels) or is not served here (gateways) is left out; a
+rule keeps its place even when nothing is left of its backends, so that no later rule takes over
+what it matches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import re2
+
+from pointsman.config.calls import Provider
+from pointsman.config.problems import Problem
+from pointsman.config.references import (
+    Manifest,
+    kubernetes_forms,
+    namespace_of,
+    rule_name,
+    selector_labels,
+)
+from pointsman.config.resources import (
+    LLMRoute,
+    Match,
+    RouteRule,
+    StringMatch,
+    WorkloadSelector,
+)
+from pointsman.config.table import (
+    CompiledMatch,
+    Condition,
+    Route,
+    RoutingTable,
+    Rule,
+    Target,
+)
+
+MESH = "mesh"
+
+type _Kind = Literal["header", "path", "method", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Who asks: the labels of this workload, and the gateway names that this instance serves."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gateways: frozenset[str] = frozenset({MESH})
+
+    def selected(self, selector: WorkloadSelector | None) -> bool:
+        """Tell whether a resource applies to this workload."""
+        return self.has(selector_labels(selector))
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Tell whether this workload has all of the labels."""
+        return labels.items() <= self.labels.items()
+
+    def serves(self, gateways: Sequence[str]) -> bool:
+        """Tell whether one of the gateways is served here; none named means the sidecar."""
+        return not self.gateways.isdisjoint(gateways or (MESH,))
+
+
+def compile_table(
+    providers: Sequence[Provider], routes: Sequence[Manifest[LLMRoute]], instance: Instance
+) -> tuple[RoutingTable, list[Problem]]:
+    """Compile what applies to this instance.
+
+    Args:
+        providers: those that apply to this workload.
+        routes: all of them.
+        instance: the workload and the gateways.
+
+    Returns:
+        The table, and a warning for each backend that had to be left out.
+    """
+    by_host = {provider.spec.host: provider for provider in providers}
+    warnings: list[Problem] = []
+    written: dict[str, Route] = {}
+    derived: dict[str, Route] = {}
+    for manifest in routes:
+        spec = manifest.resource.spec
+        if not (instance.selected(spec.workload_selector) and instance.serves(spec.gateways)):
+            continue
+        compiler = _RouteCompiler(manifest, by_host, instance)
+        written[spec.host] = route = compiler.route()
+        derived |= dict.fromkeys(kubernetes_forms(manifest.resource), route)
+        warnings += compiler.warnings
+    return _table(providers, written, derived), warnings
+
+
+def _table(
+    providers: Sequence[Provider], written: Mapping[str, Route], derived: Mapping[str, Route]
+) -> RoutingTable:
+    wildcards = {host[1:]: route for host, route in written.items() if host.startswith("*.")}
+    exact = {host: route for host, route in written.items() if not host.startswith("*.")}
+    for provider in providers:
+        # An operator's wildcard route covers the providers' own hosts as well.
+        if not any(provider.spec.host.endswith(suffix) for suffix in wildcards):
+            exact.setdefault(provider.spec.host, _own_route(provider))
+    longest_first = sorted(wildcards.items(), key=lambda item: (-len(item[0]), item[0]))
+    return RoutingTable({**derived, **exact}, tuple(longest_first))
+
+
+def _own_route(provider: Provider) -> Route:
+    """Make the route of a provider that no route stands before."""
+    host = provider.spec.host
+    rule = Rule("default", f"provider/{host}", (), (_target(provider, None, 1),))
+    return Route(None, host, (rule,))
+
+
+class _RouteCompiler:
+    """Compiles one route, and collects what had to be left out of it."""
+
+    def __init__(
+        self, manifest: Manifest[LLMRoute], providers: Mapping[str, Provider], instance: Instance
+    ) -> None:
+        self.warnings: list[Problem] = []
+        self._document = manifest.document
+        self._resource = manifest.resource
+        self._providers = providers
+        self._instance = instance
+
+    def route(self) -> Route:
+        """Return the compiled route."""
+        spec = self._resource.spec
+        rules = tuple(self._rule(index, rule) for index, rule in enumerate(spec.rules))
+        return Route(self._resource.metadata.name, spec.host, rules)
+
+    def _rule(self, index: int, rule: RouteRule) -> Rule:
+        name = rule_name(self._resource, index)
+        return Rule(
+            name=name,
+            key=f"{namespace_of(self._resource)}/{self._resource.metadata.name}/{name}",
+            matches=tuple(_match(match, self._instance) for match in rule.matches),
+            targets=tuple(self._targets(index, rule)),
+            affinity=rule.affinity,
+            observe=rule.mode == "observe",
+        )
+
+    def _targets(self, index: int, rule: RouteRule) -> Iterator[Target]:
+        alone = len(rule.backend_refs) == 1
+        for position, ref in enumerate(rule.backend_refs):
+            if provider := self._providers.get(ref.provider_host or ""):
+                # A target without weight stays: it may be needed when the others fail.
+                yield _target(provider, rule.name, 1 if alone else ref.weight or 0)
+                continue
+            message = (
+                f"the provider {ref.provider_host} does not apply to this workload (see its"
+                " workloadSelector), so this backend is left out here"
+            )
+            location = ("spec", "rules", index, "backendRefs", position, "providerHost")
+            self.warnings.append(self._document.problem(location, message))
+
+
+def _target(provider: Provider, rule: str | None, weight: int) -> Target:
+    spec = provider.spec
+    member, config = provider.config_for(rule)
+    return Target(
+        provider=provider.name,
+        host=spec.host,
+        path=spec.path,
+        scheme=spec.scheme,
+        port=spec.port,
+        address=spec.address,
+        tls=provider.tls,
+        config=config,
+        stream_usage=spec.stream_usage or ("inject" if member == "openAIConfig" else "asIs"),
+        weight=weight,
+    )
+
+
+def _match(match: Match, instance: Instance) -> CompiledMatch:
+    conditions = [_condition("header", name, value) for name, value in match.headers.items()]
+    if match.path:
+        conditions.append(_condition("path", "", match.path))
+    if match.method:
+        conditions.append(_condition("method", "", match.method))
+    if match.model:
+        conditions.append(_condition("model", "", match.model))
+    return CompiledMatch(tuple(conditions), _excluded(match, instance))
+
+
+def _excluded(match: Match, instance: Instance) -> str | None:
+    """Say why a match can't apply in this instance, whatever the request."""
+    for label, value in match.source_labels.items():
+        mine = instance.labels.get(label)
+        if mine != value:
+            found = f"{label}={mine}" if mine is not None else f"no label {label}"
+            return f"it wants the label {label}={value}, and this workload has {found}"
+    if match.gateways and not instance.serves(match.gateways):
+        wanted, served = ", ".join(match.gateways), ", ".join(sorted(instance.gateways))
+        return f"it wants the gateway {wanted}, and this instance serves {served}"
+    return None
+
+
+def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
+    if match.exact is not None:
+        return Condition(kind, name, match.exact.__eq__, f"= {match.exact}")
+    if match.prefix is not None:
+        prefix = match.prefix
+        return Condition(kind, name, lambda v: v.startswith(prefix), f"starts with {prefix}")
+    if match.regex is not None:
+        return Condition(kind, name, _full_match(match.regex), f"matches {match.regex}")
+    return Condition(kind, name, lambda _: True, "present")
+
+
+def _full_match(pattern: str) -> Callable[[str], bool]:
+    compiled = re2.compile(pattern)
+
+    def test(value: str) -> bool:
+        # A header may hold bytes that are no text; they must not make the match fail loudly.
+        return compiled.fullmatch(value.encode("utf-8", "replace")) is not None
+
+    return test

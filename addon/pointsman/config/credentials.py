@@ -1,0 +1,164 @@
+"""Keys: from a literal, the environment or a file, in a wrapper that never prints them.
+
+`${NAME}` stands for an environment variable. A file is read again when it changes, by a symlink
+swap too, which is how mounted Kubernetes secrets rotate.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from stat import S_ISREG
+from typing import Protocol
+
+_PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_DIGIT = re.compile(r"\d")
+_SHOWN = 4
+_LONG_ENOUGH_TO_SHOW = 12
+# How long a key file's identity is trusted before it is looked at again, in seconds.
+_RECHECK = 1.0
+# No key is larger; a path that leads to something else must not fill the memory.
+_MAX_KEY_FILE = 64 * 1024
+
+
+class CredentialError(ValueError):
+    """A key that can't be had: the message says which and how to mend it, never what it is."""
+
+
+def mask(secret: str) -> str:
+    """Show that there is a key, and enough of a long one to tell it from another."""
+    return f"…{secret[-_SHOWN:]}" if len(secret) >= _LONG_ENOUGH_TO_SHOW else "…"
+
+
+class Credential(Protocol):
+    """Something that gives a key when a request leaves."""
+
+    def reveal(self) -> str:
+        """Return the key. Raises CredentialError when it can't be had (any more)."""
+
+
+class Literal:
+    """A key that is known when the rules are loaded."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str) -> None:
+        self._secret = _clean(secret, "the key")
+
+    def reveal(self) -> str:
+        """Return the key."""
+        return self._secret
+
+    def __repr__(self) -> str:
+        return f"Literal({mask(self._secret)})"
+
+
+class KeyFile:
+    """A key in a file, read again when the file changes.
+
+    Raises:
+        CredentialError: the file can't be read now.
+    """
+
+    __slots__ = ("_checked", "_identity", "_path", "_secret")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._checked = float("-inf")
+        self._identity: tuple[int, ...] = ()
+        self._secret = ""
+        self.reveal()
+
+    def reveal(self) -> str:
+        """Return the key as the file has it, at most one second late."""
+        now = time.monotonic()
+        if now - self._checked >= _RECHECK:
+            self._refresh()
+            self._checked = now
+        return self._secret
+
+    def _refresh(self) -> None:
+        try:
+            stat = self._path.stat()
+            if not S_ISREG(stat.st_mode):  # opening a pipe would wait for its writer
+                raise CredentialError(
+                    f"the key file {self._path} is not a file; give the key's own"
+                )
+            identity = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if identity == self._identity:
+                return
+            with self._path.open(encoding="utf-8") as file:
+                secret = file.read(_MAX_KEY_FILE)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise CredentialError(
+                f"the key file {self._path} can't be read ({reason}); check that it is mounted and"
+                " readable by the proxy's user"
+            ) from None
+        self._secret = _clean(secret, f"the key file {self._path}")
+        self._identity = identity
+
+    def __repr__(self) -> str:
+        return f"KeyFile({self._path})"
+
+
+def expand(text: str, environ: Mapping[str, str]) -> str:
+    """Replace each `${NAME}` by that environment variable.
+
+    Raises:
+        CredentialError: a placeholder that can't be a variable name, or a variable that is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if not _VARIABLE.match(name):
+            shown = "…" if _may_be_a_key(name) else name
+            suggestion = re.sub(r"\W+", "_", shown).strip("_").upper() or "API_KEY"
+            raise CredentialError(
+                f"${{{shown}}} is a placeholder, not a variable's name; put the key into an"
+                f" environment variable and write ${{{suggestion}}}, or use apiKeyFrom"
+            )
+        return environment_value(name, environ)
+
+    return _PLACEHOLDER.sub(value, text)
+
+
+def environment_value(name: str, environ: Mapping[str, str]) -> str:
+    """Return an environment variable that must be set and not empty.
+
+    Raises:
+        CredentialError: it is not.
+    """
+    if _may_be_a_key(name):
+        raise CredentialError(
+            "a variable's name is wanted here, and this looks like a key itself; put the key into"
+            " an environment variable and write that one's name"
+        )
+    if not (found := environ.get(name)):
+        state = "empty" if name in environ else "not set"
+        raise CredentialError(
+            f"the environment variable {name} is {state}; export it before the proxy starts"
+        )
+    return found
+
+
+def _may_be_a_key(name: str) -> bool:
+    """Tell whether someone may have written the key where its variable's name belongs.
+
+    Such a text must not be repeated in a message. Names of variables are upper case or short.
+    """
+    return len(name) >= _LONG_ENOUGH_TO_SHOW and name != name.upper() and bool(_DIGIT.search(name))
+
+
+def _clean(secret: str, what: str) -> str:
+    secret = secret.strip()
+    if not secret:
+        raise CredentialError(f"{what} is empty; put the key there")
+    # A line break inside would let the key end the header that carries it.
+    if not (secret.isascii() and secret.isprintable()):
+        raise CredentialError(
+            f"{what} has characters that no HTTP header may carry; it must be one line of plain"
+            " letters, digits and signs"
+        )
+    return secret

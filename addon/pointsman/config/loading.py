@@ -1,0 +1,145 @@
+"""The rules, from a file or a folder to a `RoutingTable`: all or nothing.
+
+Every fault of every file is found in one go, each with its file, line, resource, field and mend.
+Validation does not depend on who loads: labels and gateways only decide what enters the table.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pointsman.config import calls, references
+from pointsman.config.compiling import Instance, compile_table
+from pointsman.config.documents import Document, Reading, read
+from pointsman.config.files import FilesError, fingerprint, manifest_files
+from pointsman.config.problems import LoadError, Problem
+from pointsman.config.references import Manifest, Manifests
+from pointsman.config.resources import API_GROUP, API_VERSION, KINDS, LLMProvider, LLMRoute
+from pointsman.config.table import RoutingTable
+from pointsman.config.validation import extensions, validate
+
+__all__ = ["Instance", "LoadError", "Loaded", "Problem", "fingerprint", "load"]
+
+_ANY_SIDECAR = Instance()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rules that are ready to go live.
+
+    Attributes:
+        table: what applies to this instance.
+        providers: the names of all LLMProviders, whether they apply here or not.
+        routes: the names of all LLMRoutes, likewise.
+        warnings: what is allowed but can hardly be meant.
+        skipped: the kinds of other API groups, each once: `Service`, `Deployment (apps/v1)`.
+        extensions: each use of a field that is not one of ASM's own.
+    """
+
+    table: RoutingTable
+    providers: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    skipped: tuple[str, ...] = ()
+    extensions: tuple[Problem, ...] = ()
+
+
+def load(
+    path: Path, *, instance: Instance = _ANY_SIDECAR, environ: Mapping[str, str] | None = None
+) -> Loaded:
+    """Load all manifests of a file or a folder.
+
+    Args:
+        path: the file, or the folder, whose subfolders are not read.
+        instance: the workload and the gateways that the table is for.
+        environ: what `${NAME}` is looked up in; the process environment if None.
+
+    Raises:
+        LoadError: something is wrong; it has all the problems.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        readings = [read(file, API_GROUP) for file in manifest_files(path)]
+    except FilesError as error:
+        raise LoadError([Problem(str(path), None, None, None, str(error))]) from None
+    manifests, problems = _validated(readings)
+    problems += references.check(manifests)
+    applying = [
+        p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
+    ]
+    resolved = [calls.resolve(provider, environ) for provider in applying]
+    problems += [problem for _, found in resolved for problem in found]
+    if problems:
+        raise LoadError(_in_order(problems, readings))
+    providers = [provider for provider, _ in resolved]
+    table, left_out = compile_table(providers, manifests.routes, instance)
+    warnings = [*_overlooked(path, readings), *references.warn(manifests), *left_out]
+    return Loaded(
+        table=table,
+        providers=tuple(p.resource.metadata.name for p in manifests.providers),
+        routes=tuple(r.resource.metadata.name for r in manifests.routes),
+        warnings=tuple(_in_order(warnings, readings)),
+        skipped=_skipped(readings),
+        extensions=tuple(_in_order(_extensions(manifests), readings)),
+    )
+
+
+def _validated(readings: Iterable[Reading]) -> tuple[Manifests, list[Problem]]:
+    providers: list[Manifest[LLMProvider]] = []
+    routes: list[Manifest[LLMRoute]] = []
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for reading in readings:
+        problems += reading.problems
+        for document in filter(_is_ours, reading.documents):
+            documents.append(document)
+            resource, found = validate(document)
+            problems += found
+            if isinstance(resource, LLMProvider):
+                providers.append(Manifest(document, resource))
+            elif resource is not None:
+                routes.append(Manifest(document, resource))
+    complete = all(reading.complete for reading in readings)
+    return Manifests(documents, providers, routes, complete), problems
+
+
+def _is_ours(document: Document) -> bool:
+    return document.api_version.partition("/")[0] == API_GROUP
+
+
+def _skipped(readings: Iterable[Reading]) -> tuple[str, ...]:
+    names = {
+        document.kind
+        if document.api_version == "v1"
+        else f"{document.kind} ({document.api_version})"
+        for reading in readings
+        for document in reading.documents
+        if not _is_ours(document)
+    }
+    return tuple(sorted(names))
+
+
+def _overlooked(path: Path, readings: Iterable[Reading]) -> Iterable[Problem]:
+    """Yield warnings about what was read and is not ours, though it may have been meant to be."""
+    documents = [document for reading in readings for document in reading.documents]
+    if not any(map(_is_ours, documents)):
+        message = f"no {' or '.join(KINDS)} in it: nothing is routed"
+        yield Problem(str(path), None, None, None, message)
+    for document in documents:
+        if document.kind in KINDS and not _is_ours(document):
+            message = f"skipped: {document.api_version} is another API group than {API_VERSION}"
+            yield document.problem(("apiVersion",), message)
+
+
+def _extensions(manifests: Manifests) -> Iterable[Problem]:
+    for provider in manifests.providers:
+        yield from extensions(provider.resource, provider.document)
+    for route in manifests.routes:
+        yield from extensions(route.resource, route.document)
+
+
+def _in_order(problems: Iterable[Problem], readings: Iterable[Reading]) -> list[Problem]:
+    """Sort by file, as they were read, and line."""
+    order = {reading.file: index for index, reading in enumerate(readings)}
+    return sorted(problems, key=lambda p: (order.get(p.file, -1), p.line or 0))

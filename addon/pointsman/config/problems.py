@@ -1,0 +1,87 @@
+"""What is wrong with a manifest, where it stands, and how to mend it.
+
+A problem is printed on one line: `rules/a.yaml:12: LLMProvider/qwen: spec.path: …`. No value of
+the manifest that could be a key is ever part of it.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+type Location = tuple[str | int, ...]
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        file: as the caller named it, so that an editor can open it.
+        line: from 1; None where the file as a whole is meant.
+        resource: kind and name, such as `LLMProvider/dashscope-qwen`.
+        field: the path of the field, such as `spec.rules[1].backendRefs[0].weight`.
+        message: what is wrong and what to write instead.
+    """
+
+    file: str
+    line: int | None
+    resource: str | None
+    field: str | None
+    message: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        parts = (place, self.resource, self.field, self.message)
+        return _printable(": ".join(part for part in parts if part))
+
+
+class LoadError(Exception):
+    """The rules can't be used. Nothing of them has become live.
+
+    Attributes:
+        problems: all of them, in the order of the files and their lines.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        title = f"{count} error{'s' if count != 1 else ''} in the rules:"
+        super().__init__("\n".join([title, *map(str, self.problems)]))
+
+
+def field_path(location: Location) -> str | None:
+    """Write a location as a reader does: `spec.rules[1].matches[0].headers.user-type`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _PLAIN_NAME.match(part):
+            path += f".{part}" if path else part
+        else:
+            path += f"[{json.dumps(shown_name(part), ensure_ascii=False)}]"
+    return path or None
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a field as a message may repeat it.
+
+    In `{apiKey:sk-1}` the space after the colon is missing, and YAML takes all of it for a name.
+    """
+    before, colon, _ = name.partition(":")
+    return f"{before}:…" if colon else name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "model"?`, or nothing when no known name is near."""
+    by_folded = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_folded, n=1, cutoff=0.6)
+    return f'; did you mean "{by_folded[near[0]]}"?' if near else ""
+
+
+def _printable(text: str) -> str:
+    """Keep a message on its one line, whatever names a manifest holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,193 @@
+"""What no document can tell alone: hosts and names that clash, references that lead nowhere.
+
+A document that failed its own validation still counts for what others say about it (its name, its
+host, its rules' names are read leniently), so that one fault is reported once.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pointsman.config.documents import Document
+from pointsman.config.problems import Problem, did_you_mean
+from pointsman.config.resources import LLMProvider, LLMRoute, WorkloadSelector, host_name
+from pointsman.config.validation import Resource
+
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest[R: (LLMProvider, LLMRoute)]:
+    """A document of one of our kinds, and the valid resource in it."""
+
+    document: Document
+    resource: R
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """Everything of ours that was read.
+
+    `documents` are all of ours, the invalid ones too; `complete` is False when some part of the
+    files could not be read at all, so that what is missing may well stand there.
+    """
+
+    documents: Sequence[Document]
+    providers: Sequence[Manifest[LLMProvider]]
+    routes: Sequence[Manifest[LLMRoute]]
+    complete: bool
+
+
+def check(manifests: Manifests) -> Iterator[Problem]:
+    """Yield each contradiction between documents."""
+    same_name = list(_same_names(manifests.documents))
+    for later, earlier in same_name:
+        message = (
+            f"an {later.kind} of this name stands at {earlier.place()} too; rename one of them"
+        )
+        yield later.problem(("metadata", "name"), message)
+    told = {(id(later), id(earlier)) for later, earlier in same_name}
+    yield from _same_hosts(manifests.providers, told)
+    yield from _same_hosts(manifests.routes, told)
+    for route in manifests.routes:
+        yield from _rule_names(route)
+        for index in range(len(route.resource.spec.rules)):
+            yield from _repeated_providers(route, index)
+    if manifests.complete:
+        yield from _unknown_providers(manifests)
+
+
+def warn(manifests: Manifests) -> Iterator[Problem]:
+    """Yield what is allowed, but can hardly be meant."""
+    if not manifests.complete:
+        return
+    names = set(_all_rule_names(manifests.documents))
+    for provider in manifests.providers:
+        configs = provider.resource.spec.configs
+        for name in configs.route_specific_configs if configs else ():
+            if name not in names:
+                hint = did_you_mean(name, names) or "; name a rule so, or remove this"
+                location = ("spec", "configs", "routeSpecificConfigs", name)
+                yield provider.document.problem(location, f"no LLMRoute has such a rule{hint}")
+
+
+def namespace_of(resource: Resource) -> str:
+    """Return the namespace, as Kubernetes fills it in."""
+    return resource.metadata.namespace or DEFAULT_NAMESPACE
+
+
+def rule_name(route: LLMRoute, index: int) -> str:
+    """Return the name of a rule, made from its place where it has none."""
+    return route.spec.rules[index].name or f"rules[{index}]"
+
+
+def kubernetes_forms(route: LLMRoute) -> tuple[str, ...]:
+    """Return the other names of a host without dots: those of the Service in its namespace."""
+    host, namespace = route.spec.host, namespace_of(route).lower()
+    if "." in host or ":" in host:
+        return ()
+    short = f"{host}.{namespace}"
+    return (short, f"{short}.svc", f"{short}.svc.cluster.local")
+
+
+def selector_labels(selector: WorkloadSelector | None) -> Mapping[str, str]:
+    """Return the labels that a workload must have."""
+    return selector.labels if selector else {}
+
+
+def _same_names(documents: Iterable[Document]) -> Iterator[tuple[Document, Document]]:
+    seen: dict[tuple[str, str, str], Document] = {}
+    for document in documents:
+        name = document.text("metadata", "name")
+        namespace = document.text("metadata", "namespace") or DEFAULT_NAMESPACE
+        if not name:
+            continue
+        first = seen.setdefault((document.kind, namespace, name), document)
+        if first is not document:
+            yield document, first
+
+
+def _same_hosts(
+    manifests: Sequence[Manifest[LLMProvider]] | Sequence[Manifest[LLMRoute]],
+    told: set[tuple[int, int]],
+) -> Iterator[Problem]:
+    by_host: dict[str, list[Manifest[LLMProvider] | Manifest[LLMRoute]]] = defaultdict(list)
+    for manifest in manifests:
+        resource, document = manifest.resource, manifest.document
+        forms = kubernetes_forms(resource) if isinstance(resource, LLMRoute) else ()
+        hosts = (resource.spec.host, *forms)
+        clash = next((e for host in hosts for e in by_host[host] if _may_meet(manifest, e)), None)
+        for host in hosts:
+            by_host[host].append(manifest)
+        if clash and (id(document), id(clash.document)) not in told:
+            other = clash.resource.spec.host
+            name = other if other == resource.spec.host else f"{other} (the same name)"
+            message = (
+                f"the {document.kind} {clash.resource.metadata.name} at {clash.document.place()}"
+                f" has the host {name} too; join them, or give each a workloadSelector that the"
+                " other's excludes"
+            )
+            yield document.problem(("spec", "host"), message)
+
+
+def _may_meet(
+    one: Manifest[LLMProvider] | Manifest[LLMRoute],
+    other: Manifest[LLMProvider] | Manifest[LLMRoute],
+) -> bool:
+    """Tell whether there may be a workload that both apply to."""
+    mine = selector_labels(one.resource.spec.workload_selector)
+    others = selector_labels(other.resource.spec.workload_selector)
+    return all(others.get(label, value) == value for label, value in mine.items())
+
+
+def _rule_names(route: Manifest[LLMRoute]) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index in range(len(route.resource.spec.rules)):
+        name = rule_name(route.resource, index)
+        first = seen.setdefault(name, index)
+        if first != index:
+            line = route.document.line(("spec", "rules", first))
+            message = f"the rule in line {line} has this name too; rename one of them"
+            yield route.document.problem(("spec", "rules", index, "name"), message)
+
+
+def _repeated_providers(route: Manifest[LLMRoute], rule: int) -> Iterator[Problem]:
+    refs = route.resource.spec.rules[rule].backend_refs
+    seen: Counter[str] = Counter()
+    for index, ref in enumerate(refs):
+        if ref.provider_host is None:
+            continue
+        seen[ref.provider_host] += 1
+        if seen[ref.provider_host] > 1:
+            message = "this rule has that provider already; keep one of them and add up the weights"
+            location = ("spec", "rules", rule, "backendRefs", index, "providerHost")
+            yield route.document.problem(location, message)
+
+
+def _unknown_providers(manifests: Manifests) -> Iterator[Problem]:
+    try:
+        # A misspelt kind may be a provider too.
+        candidates = [d for d in manifests.documents if d.kind != "LLMRoute"]
+        hosts = {host_name(d.text("spec", "host") or "") for d in candidates}
+    except ValueError:
+        return  # a host that can't be read may be the one that is looked for
+    for route in manifests.routes:
+        for i, rule in enumerate(route.resource.spec.rules):
+            for j, ref in enumerate(rule.backend_refs):
+                if ref.provider_host is None or ref.provider_host in hosts:
+                    continue
+                hint = did_you_mean(ref.provider_host, hosts)
+                message = (
+                    f"no LLMProvider has the host {ref.provider_host}"
+                    f"{hint or '; add one with that spec.host'}"
+                )
+                location = ("spec", "rules", i, "backendRefs", j, "providerHost")
+                yield route.document.problem(location, message)
+
+
+def _all_rule_names(documents: Iterable[Document]) -> Iterator[str]:
+    for document in documents:
+        rules = document.at("spec", "rules")
+        for index in range(len(rules) if isinstance(rules, list) else 0):
+            if name := document.text("spec", "rules", index, "name"):
+                yield name

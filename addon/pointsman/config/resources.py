@@ -1,0 +1,542 @@
+"""LLMProvider and LLMRoute: what a manifest may say.
+
+The kinds and their fields are those of Alibaba Cloud Service Mesh, API version
+`istio.alibabacloud.com/v1beta1`. Two markers stand on fields that are not: `EXTENSION` (ours;
+`pointsman check --portable` names each use) and `PENDING` (modelled and validated, but refused
+until the behaviour exists: a field is never accepted and ignored).
+
+Everything here is frozen, knows its fields by their YAML names (camelCase), and forbids unknown
+ones. What one document alone can tell is validated here; what needs the others, in `loading`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import re2
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+API_GROUP = "istio.alibabacloud.com"
+API_VERSION = f"{API_GROUP}/v1beta1"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Tells something of a field that its type does not."""
+
+    name: str
+
+
+EXTENSION = Marker("extension")
+PENDING = Marker("pending")
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+_LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\Z")
+_IPV6 = re.compile(r"[0-9a-f:]*:[0-9a-f:.]*\Z")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+\Z")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\s]+):(?P<port>\d{1,5})\Z")
+_MAX_PORT = 65535
+
+
+def normalise_host(host: str) -> str:
+    """Lower-case, without a trailing dot or IPv6 brackets: the form in which hosts are compared."""
+    return host.strip("[]").rstrip(".").lower()
+
+
+def host_name(value: str) -> str:
+    """Return a host name in its normal form. Raises ValueError."""
+    host = normalise_host(value)
+    if not (_HOST.match(host) or _IPV6.match(host)):
+        hint = "write the bare host name, without scheme, port or path"
+        raise ValueError(f"{value!r} is not a host name; {hint}, such as api.openai.com")
+    return host
+
+
+def _host_or_wildcard(value: str) -> str:
+    if value.startswith("*."):
+        return "*." + host_name(value[2:])
+    return host_name(value)
+
+
+def _duration(value: object) -> float:
+    if isinstance(value, str) and _DURATION.match(value):
+        return sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(value))
+    raise ValueError(
+        f"{value!r} is not a duration; write a number with a unit, such as 250ms or 30s"
+    )
+
+
+def _address(value: object) -> tuple[str, int]:
+    match = _ADDRESS.match(value) if isinstance(value, str) else None
+    if not match or not 0 < int(match["port"]) <= _MAX_PORT:
+        raise ValueError(f"{value!r} is not an address; write host:port, such as 10.0.0.7:8443")
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def _path(value: str) -> str:
+    plain = value.isascii() and value.isprintable() and " " not in value and "#" not in value
+    if not value.startswith("/") or not plain:
+        raise ValueError(f"{value!r} is not a path; write it as /v1/chat/completions")
+    return value
+
+
+def _header_name(value: str) -> str:
+    # The name is not repeated: where the space after the colon is missing, a key may be part of it.
+    if not _HEADER_NAME.match(value):
+        raise ValueError("this is not an HTTP header name; write `name: value` with letters and -")
+    return value.lower()
+
+
+def _distinct_names(value: object) -> object:
+    if isinstance(value, dict):
+        seen: set[str] = set()
+        for name in value:
+            folded = str(name).lower()
+            if folded in seen and _HEADER_NAME.match(folded):
+                raise ValueError(
+                    f"the header {folded} stands there twice, and case makes no difference;"
+                    " keep one of them"
+                )
+            seen.add(folded)
+    return value
+
+
+def _regex(value: str) -> str:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(value, options)
+    except re2.error as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        raise ValueError(f"{value!r} is not an RE2 expression: {reason}") from None
+    return value
+
+
+def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
+    if not value:
+        raise ValueError("the list is empty; give at least one element")
+    return value
+
+
+Host = Annotated[str, AfterValidator(host_name)]
+HostOrWildcard = Annotated[str, AfterValidator(_host_or_wildcard)]
+Duration = Annotated[float, BeforeValidator(_duration)]
+Address = Annotated[tuple[str, int], BeforeValidator(_address)]
+UrlPath = Annotated[str, AfterValidator(_path)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+DISTINCT_NAMES = BeforeValidator(_distinct_names)
+Regex = Annotated[str, AfterValidator(_regex)]
+Port = Annotated[int, Field(gt=0, le=_MAX_PORT)]
+Labels = dict[str, str]
+# YAML has lists, a frozen model has tuples; only this conversion is lax.
+LIST = Field(strict=False)
+NOT_EMPTY = AfterValidator(_not_empty)
+
+
+class Model(BaseModel):
+    """The base of everything in a manifest: frozen, strict, unknown fields forbidden."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+
+def _exactly_one(model: BaseModel, what: str) -> None:
+    given = [
+        type(model).model_fields[name].alias or name
+        for name in model.model_fields_set
+        if getattr(model, name) is not None
+    ]
+    if len(given) != 1:
+        members = ", ".join(f.alias or n for n, f in type(model).model_fields.items())
+        found = f"found {' and '.join(sorted(given))}" if given else "found none"
+        raise ValueError(f"{what} takes exactly one of {members}; {found}")
+
+
+class Metadata(BaseModel):
+    """The object metadata; what Kubernetes puts there besides is its own business."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    namespace: str | None = None
+
+
+# --- LLMProvider ----------------------------------------------------------------------------------
+
+
+class ApiKeyFrom(Model):
+    """Where the key stands instead of in the manifest: an environment variable or a file."""
+
+    env: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, "apiKeyFrom")
+        return self
+
+
+# Fields of the body that have a field of their own here, or that are the prompt itself.
+_NOT_PARAMS = {
+    "model": "use the field model",
+    "stream": "use the field stream",
+    "stream_options": "use the provider's streamUsage",
+    "messages": "the prompt is the client's own",
+}
+
+
+class Params(Model):
+    """Top-level fields of a chat body: `set` overrides the client's, `default` fills in."""
+
+    set: dict[str, Any] = {}
+    default: dict[str, Any] = {}
+
+    @field_validator("set", "default")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if mend := _NOT_PARAMS.get(name):
+                raise ValueError(f"{name} can't be a parameter; {mend}")
+        return value
+
+
+# Headers that belong to the connection or that the proxy itself computes.
+_NOT_HEADERS = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+_DELETE = 0x7F
+
+
+def _own_header(value: str) -> str:
+    if value in _NOT_HEADERS:
+        raise ValueError(f"{value} belongs to the connection and can't be set")
+    return value
+
+
+OwnHeaderName = Annotated[HeaderName, AfterValidator(_own_header)]
+
+
+def header_value(value: str) -> str:
+    """Return the value of a header unless it could end the header. Raises ValueError."""
+    if any((ord(c) < ord(" ") and c != "\t") or ord(c) == _DELETE for c in value):
+        raise ValueError("a header value can't contain control characters; remove them")
+    return value
+
+
+class OpenAIConfig(Model):
+    """How to call a provider that speaks the OpenAI API."""
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    stream: bool | None = None
+    api_key: Annotated[Annotated[str, Field(min_length=1)] | None, Field(repr=False)] = None
+    api_key_from: Annotated[ApiKeyFrom | None, EXTENSION] = None
+    model_mapping: Annotated[dict[str, Annotated[str, Field(min_length=1)]], EXTENSION] = {}
+    headers: Annotated[
+        dict[OwnHeaderName, Annotated[str, AfterValidator(header_value)]],
+        DISTINCT_NAMES,
+        EXTENSION,
+        Field(repr=False),
+    ] = {}
+    params: Annotated[Params, EXTENSION] = Params()
+
+    @field_validator("model_mapping")
+    @classmethod
+    def _star_last(cls, value: dict[str, str]) -> dict[str, str]:
+        for pattern in value:
+            if "*" in pattern[:-1]:
+                raise ValueError(f"{pattern!r}: * stands only at the end, as in gpt-4*")
+        return value
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key is not None and self.api_key_from is not None:
+            raise ValueError("apiKey and apiKeyFrom exclude each other; keep one")
+        has_key = self.api_key is not None or self.api_key_from is not None
+        if has_key and "authorization" in self.headers:
+            raise ValueError("headers.authorization and a key exclude each other; keep one")
+        return self
+
+
+class AnthropicConfig(OpenAIConfig):
+    """How to call a provider that speaks the Anthropic Messages API."""
+
+    version: str | None = None
+
+
+class GeminiConfig(OpenAIConfig):
+    """How to call a provider that speaks the Gemini API."""
+
+
+class AzureOpenAIConfig(OpenAIConfig):
+    """How to call an Azure OpenAI deployment."""
+
+    deployment: str | None = None
+    api_version: str | None = None
+
+
+class ProviderConfig(Model):
+    """A union of which one member is set."""
+
+    open_ai_config: Annotated[OpenAIConfig | None, Field(alias="openAIConfig")] = None
+    anthropic_config: Annotated[AnthropicConfig | None, EXTENSION, PENDING] = None
+    gemini_config: Annotated[GeminiConfig | None, EXTENSION, PENDING] = None
+    azure_open_ai_config: Annotated[
+        AzureOpenAIConfig | None, EXTENSION, PENDING, Field(alias="azureOpenAIConfig")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, "a provider config")
+        return self
+
+
+class Configs(Model):
+    """The config of a provider, and what single rules have instead."""
+
+    default_config: ProviderConfig | None = None
+    route_specific_configs: dict[str, ProviderConfig] = {}
+
+
+class Tls(Model):
+    """TLS towards the provider; verification is on unless switched off by name."""
+
+    ca_file: str | None = None
+    sni: Host | None = None
+    insecure_skip_verify: bool = False
+
+
+class Timeouts(Model):
+    """Bounds for one attempt, in seconds once loaded."""
+
+    connect: Duration | None = None
+    first_byte: Duration | None = None
+    idle: Duration | None = None
+
+
+class OutlierDetection(Model):
+    """Passive health: when a target is set aside, and for how long (seconds once loaded)."""
+
+    consecutive_failures: Annotated[int, Field(gt=0)] | None = None
+    base_ejection: Duration | None = None
+    max_ejection: Duration | None = None
+
+
+class WorkloadSelector(Model):
+    """The labels that a workload must have for the resource to apply to it."""
+
+    labels: Labels = {}
+
+
+class LLMProviderSpec(Model):
+    """A host, a path, and how to call it."""
+
+    workload_selector: WorkloadSelector | None = None
+    host: Host
+    path: UrlPath | None = None
+    scheme: Annotated[Literal["http", "https"] | None, EXTENSION] = None
+    port: Annotated[Port | None, EXTENSION] = None
+    address: Annotated[Address | None, EXTENSION] = None
+    tls: Annotated[Tls | None, EXTENSION] = None
+    configs: Configs | None = None
+    stream_usage: Annotated[Literal["inject", "asIs"] | None, EXTENSION] = None
+    timeouts: Annotated[Timeouts | None, EXTENSION, PENDING] = None
+    outlier_detection: Annotated[OutlierDetection | None, EXTENSION, PENDING] = None
+
+    @model_validator(mode="after")
+    def _tls_needs_https(self) -> Self:
+        if self.tls is not None and self.scheme == "http":
+            raise ValueError("tls has no meaning with scheme http; remove one of them")
+        return self
+
+
+# --- LLMRoute -------------------------------------------------------------------------------------
+
+
+class StringMatch(Model):
+    """At most one of exact, prefix and regex (RE2, the whole value); none: the thing is present."""
+
+    exact: str | None = None
+    prefix: str | None = None
+    regex: Regex | None = None
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if self.model_fields_set:
+            _exactly_one(self, "a match (or {} for presence)")
+        return self
+
+
+def _exact_from_string(value: object) -> object:
+    return {"exact": value} if isinstance(value, str) else value
+
+
+# `method: POST` is what everyone writes first; on the extension fields a bare string means exact.
+StringOrMatch = Annotated[StringMatch, BeforeValidator(_exact_from_string)]
+
+
+class Match(Model):
+    """What stands inside one match is ANDed."""
+
+    headers: Annotated[dict[HeaderName, StringMatch], DISTINCT_NAMES] = {}
+    source_labels: Labels = {}
+    gateways: Annotated[tuple[str, ...], LIST] = ()
+    path: Annotated[StringOrMatch | None, EXTENSION] = None
+    method: Annotated[StringOrMatch | None, EXTENSION] = None
+    model: Annotated[StringOrMatch | None, EXTENSION] = None
+
+
+class ObjectRef(Model):
+    """An in-cluster server: a Service or an InferencePool."""
+
+    group: str = ""
+    kind: str = "Service"
+    name: str
+    namespace: str | None = None
+    port: Port | None = None
+
+
+class BackendRef(Model):
+    """One of a rule's backends and its share of the requests."""
+
+    provider_host: Host | None = None
+    backend_ref: Annotated[ObjectRef | None, PENDING] = None
+    weight: Annotated[int, Field(ge=0)] | None = None
+    priority: Annotated[Annotated[int, Field(ge=0)] | None, EXTENSION, PENDING] = None
+
+    @model_validator(mode="after")
+    def _one_backend(self) -> Self:
+        if (self.provider_host is None) == (self.backend_ref is None):
+            raise ValueError("a backend takes exactly one of providerHost, backendRef; keep one")
+        return self
+
+
+def _status_as_string(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+RetryCondition = Annotated[
+    Literal["connect-failure", "reset", "429", "5xx", "first-byte-timeout"],
+    BeforeValidator(_status_as_string),
+]
+
+
+class Retry(Model):
+    """When and how often another attempt is made."""
+
+    attempts: Annotated[int, Field(ge=1)] | None = None
+    on: Annotated[tuple[RetryCondition, ...], LIST] = ()
+    per_try_timeout: Duration | None = None
+    backoff: Duration | None = None
+
+
+class Affinity(Model):
+    """The value that keeps its target: a header, a cookie, or a field of the JSON body."""
+
+    header: HeaderName | None = None
+    cookie: Annotated[str, Field(min_length=1)] | None = None
+    body_field: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, "affinity")
+        return self
+
+
+class Mirror(Model):
+    """A copy of a share of the requests that the client never sees."""
+
+    provider_host: Host
+    percent: Annotated[float, Field(ge=0, le=100)] = 100.0
+
+
+class RouteRule(Model):
+    """One of a route's ordered rules: what it matches and where that goes."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    matches: Annotated[tuple[Match, ...], LIST] = ()
+    backend_refs: Annotated[tuple[BackendRef, ...], LIST, NOT_EMPTY]
+    retry: Annotated[Retry | None, EXTENSION, PENDING] = None
+    affinity: Annotated[Affinity | None, EXTENSION] = None
+    mirror: Annotated[Mirror | None, EXTENSION, PENDING] = None
+    mode: Annotated[Literal["route", "observe"] | None, EXTENSION] = None
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        refs = self.backend_refs
+        if len(refs) > 1 and not any(ref.weight for ref in refs):
+            raise ValueError(
+                "the weights of backendRefs are all zero (an omitted weight is 0), so nothing could"
+                " be chosen; give at least one a weight above 0"
+            )
+        return self
+
+
+class LLMRouteSpec(Model):
+    """The host that clients call, and the rules that say where its requests go."""
+
+    workload_selector: WorkloadSelector | None = None
+    host: HostOrWildcard
+    gateways: Annotated[tuple[str, ...], LIST] = ()
+    rules: Annotated[tuple[RouteRule, ...], LIST, NOT_EMPTY]
+
+
+# --- the kinds ------------------------------------------------------------------------------------
+
+
+class _Resource(Model):
+    api_version: Literal["istio.alibabacloud.com/v1beta1"]
+    metadata: Metadata
+    # What an API server adds; a manifest that was fetched with kubectl has it.
+    status: Any = None
+
+
+class LLMProvider(_Resource):
+    """`kind: LLMProvider`."""
+
+    kind: Literal["LLMProvider"]
+    spec: LLMProviderSpec
+
+
+class LLMRoute(_Resource):
+    """`kind: LLMRoute`."""
+
+    kind: Literal["LLMRoute"]
+    spec: LLMRouteSpec
+
+
+KINDS: dict[str, type[LLMProvider | LLMRoute]] = {"LLMProvider": LLMProvider, "LLMRoute": LLMRoute}

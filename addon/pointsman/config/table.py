@@ -1,0 +1,119 @@
+"""The routing table: resources compiled for this instance, frozen, live by one assignment.
+
+References are resolved, configs merged, expressions compiled; nothing is validated per request.
+What does not apply to this workload (its labels, its gateway names) has been left out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pointsman.config.credentials import Credential
+from pointsman.config.resources import Affinity, normalise_host
+
+StreamUsage = Literal["inject", "asIs"]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """TLS towards a provider where it differs from the default: system roots, SNI = host."""
+
+    ca_file: str | None = None
+    sni: str | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CallConfig:
+    """How a target is called: the provider's default config with the rule's own merged over it."""
+
+    model: str | None = None
+    stream: bool | None = None
+    credential: Credential | None = None
+    model_mapping: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    params_set: Mapping[str, Any] = field(default_factory=dict)
+    params_default: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A provider with the config that one rule gives it.
+
+    `scheme`, `port` and `address` are None where the manifest does not set them. `config` is None
+    for a provider without `configs`: its traffic is accounted for and not rewritten.
+    """
+
+    provider: str
+    host: str
+    path: str | None = None
+    scheme: Literal["http", "https"] | None = None
+    port: int | None = None
+    address: tuple[str, int] | None = None
+    tls: TlsSettings = TlsSettings()
+    config: CallConfig | None = None
+    stream_usage: StreamUsage = "asIs"
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One ANDed part of a match.
+
+    `kind` says what is looked at, `name` which one (of headers); `test` takes the value. Present
+    means that the value exists. `text` is the condition as a reader wants it: `= subscriber`.
+    """
+
+    kind: Literal["header", "path", "method", "model"]
+    name: str
+    test: Callable[[str], bool]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledMatch:
+    """What stands inside one match. `excluded` says why it can't match in this instance."""
+
+    conditions: tuple[Condition, ...]
+    excluded: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a route. No matches: catch-all. No targets: none applies to this workload."""
+
+    name: str
+    key: str
+    matches: tuple[CompiledMatch, ...]
+    targets: tuple[Target, ...]
+    affinity: Affinity | None = None
+    observe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers for a host. `name` is None where a provider answers without a route."""
+
+    name: str | None
+    host: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """Every host that is ours. `wildcards` are suffixes with their dot, longest first."""
+
+    exact: Mapping[str, Route] = field(default_factory=dict)
+    wildcards: tuple[tuple[str, Route], ...] = ()
+
+    def lookup(self, host: str | None) -> Route | None:
+        """Return the route that answers for a host name (any case, no port), or None."""
+        if not host:
+            return None
+        host = normalise_host(host)
+        if found := self.exact.get(host):
+            return found
+        for suffix, route in self.wildcards:
+            if host.endswith(suffix) and len(host) > len(suffix):
+                return route
+        return None

@@ -1,0 +1,244 @@
+from collections.abc import Callable
+
+import pytest
+
+from pointsman.config.loading import Instance, Loaded
+from pointsman.config.table import Condition, Route, Rule
+
+type Load = Callable[..., Loaded]
+
+
+def provider(name: str, more: str = "", host: str = "") -> str:
+    return (
+        "apiVersion: istio.alibabacloud.com/v1beta1\nkind: LLMProvider\n"
+        f"metadata: {{name: {name}}}\nspec:\n  host: {host or name + '.test'}\n{more}"
+    )
+
+
+def route(name: str, host: str, rules: str = "", more: str = "", namespace: str = "") -> str:
+    meta = f", namespace: {namespace}" if namespace else ""
+    return (
+        "apiVersion: istio.alibabacloud.com/v1beta1\nkind: LLMRoute\n"
+        f"metadata: {{name: {name}{meta}}}\nspec:\n  host: {host}\n{more}"
+        f"  rules:\n{rules or '  - backendRefs: [{providerHost: p.test}]'}\n"
+    )
+
+
+def only_for(**labels: str) -> str:
+    return f"  workloadSelector: {{labels: {labels}}}\n"
+
+
+def found(loaded: Loaded, host: str) -> Route:
+    route = loaded.table.lookup(host)
+    assert route is not None
+    return route
+
+
+def weights(rule: Rule) -> list[tuple[str, int]]:
+    return [(target.provider, target.weight) for target in rule.targets]
+
+
+P = provider("p")
+
+
+def test_a_provider_without_a_route_answers_for_its_own_host(rules: Load) -> None:
+    alone = found(rules(P), "P.Test.")
+    assert (alone.name, alone.host) == (None, "p.test")
+    (rule,) = alone.rules
+    assert (rule.name, rule.key, rule.matches) == ("default", "provider/p.test", ())
+    assert weights(rule) == [("p", 1)]
+
+
+def test_a_route_shadows_the_provider_of_its_host(rules: Load) -> None:
+    assert found(rules(P, route("r", "p.test")), "p.test").name == "r"
+
+
+def test_a_route_that_is_not_for_this_workload_shadows_nothing(rules: Load) -> None:
+    loaded = rules(P, route("r", "p.test", more=only_for(app="a")))
+    assert found(loaded, "p.test").name is None
+    assert loaded.routes == ("r",)
+
+
+def test_a_host_without_dots_answers_to_its_kubernetes_names(rules: Load) -> None:
+    loaded = rules(P, route("r", "Demo", namespace="Ns"), route("s", "other"))
+    forms = ["demo", "demo.ns", "demo.ns.svc", "demo.ns.svc.cluster.local"]
+    assert [found(loaded, form).name for form in forms] == ["r"] * 4
+    assert found(loaded, "other.default.svc").name == "s"
+    assert loaded.table.lookup("demo.default") is None
+    assert loaded.table.lookup("p.test.default") is None
+
+
+def test_a_written_host_wins_over_a_derived_one(rules: Load) -> None:
+    loaded = rules(P, provider("q", host="demo.default"), route("r", "demo"))
+    assert found(loaded, "demo.default").name is None
+    assert found(loaded, "demo.default.svc").name == "r"
+
+
+def test_an_ip_address_has_no_kubernetes_names(rules: Load) -> None:
+    assert set(rules(P, route("r", "'[::1]'")).table.exact) == {"p.test", "::1"}
+
+
+def test_the_longest_wildcard_wins_and_exact_names_before_all(rules: Load) -> None:
+    loaded = rules(P, route("a", "'*.x'"), route("b", "'*.long.x'"), route("c", "one.long.x"))
+    assert [suffix for suffix, _ in loaded.table.wildcards] == [".long.x", ".x"]
+    hosts = ["one.long.x", "two.long.x", "three.x"]
+    assert [found(loaded, host).name for host in hosts] == ["c", "b", "a"]
+    assert loaded.table.lookup("x") is None
+
+
+def test_a_wildcard_route_covers_the_hosts_of_providers(rules: Load) -> None:
+    assert found(rules(P, route("r", "'*.test'")), "p.test").name == "r"
+
+
+def test_names_and_keys_of_rules_are_stable(rules: Load) -> None:
+    to = "backendRefs: [{providerHost: p.test}]"
+    text = route("r", "r", f"  - name: vip\n    {to}\n  - {to}", namespace="ns")
+    ruled = found(rules(P, text), "r").rules
+    assert [(rule.name, rule.key) for rule in ruled] == [
+        ("vip", "ns/r/vip"),
+        ("rules[1]", "ns/r/rules[1]"),
+    ]
+    unnamed = found(rules(P, route("r", "r")), "r").rules[0]
+    assert unnamed.key == "default/r/rules[0]"
+
+
+@pytest.mark.parametrize(
+    ("refs", "expected"),
+    [
+        ("[{providerHost: p.test}]", [("p", 1)]),
+        ("[{providerHost: p.test, weight: 0}]", [("p", 1)]),
+        ("[{providerHost: p.test, weight: 30}]", [("p", 1)]),
+        ("[{providerHost: p.test}, {providerHost: q.test, weight: 5}]", [("p", 0), ("q", 5)]),
+        ("[{providerHost: p.test, weight: 2}, {providerHost: q.test, weight: 1}]",
+         [("p", 2), ("q", 1)]),
+    ],
+)  # fmt: skip
+def test_a_single_backend_takes_all_and_an_omitted_weight_is_none(
+    rules: Load, refs: str, expected: list[tuple[str, int]]
+) -> None:
+    loaded = rules(P, provider("q"), route("r", "r", f"  - backendRefs: {refs}"))
+    assert weights(found(loaded, "r").rules[0]) == expected
+
+
+BOTH = "  - backendRefs: [{providerHost: p.test, weight: 1}, {providerHost: q.test, weight: 1}]"
+
+
+def test_a_backend_that_does_not_apply_here_is_left_out_with_a_warning(rules: Load) -> None:
+    loaded = rules(P, provider("q", only_for(app="a")), route("r", "r", BOTH))
+    assert weights(found(loaded, "r").rules[0]) == [("p", 1)]
+    (warning,) = loaded.warnings
+    assert warning.field == "spec.rules[0].backendRefs[1].providerHost"
+    assert "the provider q.test does not apply to this workload" in warning.message
+
+
+def test_a_rule_stays_when_all_its_backends_are_gone(rules: Load) -> None:
+    loaded = rules(provider("p", only_for(app="a")), route("r", "r"))
+    assert found(loaded, "r").rules[0].targets == ()
+
+
+def test_the_provider_for_this_workload_is_taken(rules: Load) -> None:
+    texts = (
+        provider("one", only_for(app="a"), host="p.test"),
+        provider("two", only_for(app="b"), host="p.test"),
+        route("r", "r"),
+    )
+    for app, name in (("a", "one"), ("b", "two")):
+        loaded = rules(*texts, instance=Instance({"app": app, "x": "y"}))
+        assert weights(found(loaded, "r").rules[0]) == [(name, 1)]
+        assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("gateways", "served", "there"),
+    [
+        ("", {"mesh"}, True),
+        ("", {"edge"}, False),
+        ("  gateways: []\n", {"mesh"}, True),
+        ("  gateways: [edge]\n", {"mesh"}, False),
+        ("  gateways: [edge, mesh]\n", {"mesh"}, True),
+        ("  gateways: [edge]\n", {"edge", "mesh"}, True),
+    ],
+)
+def test_a_route_is_served_by_the_gateways_it_names(
+    rules: Load, gateways: str, served: set[str], there: bool
+) -> None:
+    instance = Instance(gateways=frozenset(served))
+    loaded = rules(P, route("r", "r", more=gateways), instance=instance)
+    assert (loaded.table.lookup("r") is not None) == there
+
+
+def compiled(rules: Load, match: str, instance: Instance | None = None) -> Rule:
+    text = f"  - matches: [{match}]\n    backendRefs: [{{providerHost: p.test}}]"
+    return found(rules(P, route("r", "r", text), instance=instance), "r").rules[0]
+
+
+def condition(rules: Load, match: str) -> Condition:
+    (only,) = compiled(rules, match).matches[0].conditions
+    return only
+
+
+@pytest.mark.parametrize(
+    ("match", "excluded"),
+    [
+        ("{}", None),
+        ("{sourceLabels: {app: a}}", None),
+        ("{sourceLabels: {app: b}}", "it wants the label app=b, and this workload has app=a"),
+        ("{sourceLabels: {v: '1'}}", "it wants the label v=1, and this workload has no label v"),
+        ("{gateways: [mesh, edge]}", None),
+        ("{gateways: [edge]}", "it wants the gateway edge, and this instance serves mesh"),
+    ],
+)
+def test_a_match_that_cannot_apply_here_says_why(
+    rules: Load, match: str, excluded: str | None
+) -> None:
+    rule = compiled(rules, match, Instance({"app": "a"}))
+    assert rule.matches[0].excluded == excluded
+
+
+@pytest.mark.parametrize(
+    ("match", "text", "yes", "no"),
+    [
+        ("{exact: subscriber}", "= subscriber", ["subscriber"], ["Subscriber", "subscriber ", ""]),
+        ("{prefix: gpt-}", "starts with gpt-", ["gpt-", "gpt-4"], ["xgpt-", "GPT-4"]),
+        ("{regex: 'a|bc*'}", "matches a|bc*", ["a", "bcc"], ["ab", "xa", "", "a\n"]),
+        ("{regex: '^a.*$'}", "matches ^a.*$", ["abc", "a", "a数😀"], ["ba"]),
+        ("{}", "present", ["", "x"], []),
+    ],
+)
+def test_conditions_test_what_they_say(
+    rules: Load, match: str, text: str, yes: list[str], no: list[str]
+) -> None:
+    found = condition(rules, f"{{headers: {{User-Type: {match}}}}}")
+    assert (found.kind, found.name, found.text) == ("header", "user-type", text)
+    assert [v for v in yes + no if found.test(v)] == yes
+
+
+@pytest.mark.parametrize("kind", ["path", "method", "model"])
+def test_a_bare_text_is_exact_for_what_is_not_a_header(rules: Load, kind: str) -> None:
+    found = condition(rules, f"{{{kind}: POST}}")
+    assert (found.kind, found.name, found.text) == (kind, "", "= POST")
+
+
+def test_what_stands_in_one_match_becomes_its_conditions(rules: Load) -> None:
+    match = "{headers: {a: {}, B: {exact: x}}, path: {prefix: /v1}, method: POST, model: m}"
+    found = compiled(rules, match).matches[0].conditions
+    assert [(c.kind, c.name) for c in found] == [
+        ("header", "a"), ("header", "b"), ("path", ""), ("method", ""), ("model", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["\udc80", "a\udcffb", "\ud83d-\ude00", "\0", "é" * 10_000])
+def test_a_regex_takes_any_value(rules: Load, value: str) -> None:
+    assert condition(rules, "{headers: {a: {regex: '(?s).*'}}}").test(value)
+
+
+def test_affinity_and_mode_reach_the_rule(rules: Load) -> None:
+    text = (
+        "  - backendRefs: [{providerHost: p.test}]\n"
+        "    affinity: {header: X-User}\n    mode: observe"
+    )
+    rule = found(rules(P, route("r", "r", text)), "r").rules[0]
+    assert rule.observe
+    assert rule.affinity is not None
+    assert rule.affinity.header == "x-user"
+    assert not found(rules(P, route("r", "r")), "r").rules[0].observe

@@ -1,0 +1,105 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pointsman.config import credentials
+from pointsman.config.credentials import CredentialError, KeyFile, Literal, expand, mask
+
+KEY = "sk-0123456789abcdef"
+
+
+def test_placeholders_are_replaced_and_other_text_stays() -> None:
+    assert expand("a ${A} ${B_2} $C $", {"A": "1", "B_2": "2"}) == "a 1 2 $C $"
+
+
+def test_the_placeholder_of_the_documentation_is_told_what_to_write() -> None:
+    with pytest.raises(CredentialError, match=r"write \$\{DASHSCOPE_API_KEY\}"):
+        expand("${dashscope API_KEY}", {})
+    with pytest.raises(CredentialError, match=r"write \$\{API_KEY\}"):
+        expand("${}", {})
+
+
+def test_a_variable_must_be_set_and_not_empty() -> None:
+    with pytest.raises(CredentialError, match="variable A is not set; export it"):
+        expand("${A}", {})
+    with pytest.raises(CredentialError, match="variable A is empty"):
+        expand("${A}", {"A": ""})
+
+
+@pytest.mark.parametrize("text", [f"${{{KEY}}}", "${AIzaSy0123456789}"])
+def test_a_key_written_as_a_placeholder_is_not_repeated(text: str) -> None:
+    with pytest.raises(CredentialError) as caught:
+        expand(text, {})
+    assert "0123456789" not in str(caught.value)
+
+
+def test_a_mask_tells_keys_apart_and_gives_none_away() -> None:
+    assert mask(KEY) == "…cdef"
+    assert mask("short-key") == "…"
+    assert mask("") == "…"
+
+
+def test_a_key_never_prints(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    for credential in (Literal(KEY), KeyFile(tmp_path / "key")):
+        assert "0123456789" not in f"{credential} {credential!r}"
+        assert credential.reveal() == KEY
+
+
+@pytest.mark.parametrize("secret", ["", " \n", "a\nb", "a\u00e9", "a\0"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(secret: str) -> None:
+    with pytest.raises(CredentialError) as caught:
+        Literal(KEY + secret if secret.strip() else secret)
+    assert KEY not in str(caught.value)
+
+
+def test_the_line_break_at_the_end_of_a_key_file_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    assert KeyFile(tmp_path / "key").reveal() == KEY
+
+
+def test_a_key_file_follows_the_symlink_swap_of_a_mounted_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_RECHECK", 0.0)
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "key").write_text(f"key-{version}")
+    (tmp_path / "..data").symlink_to("1")
+    (tmp_path / "key").symlink_to("..data/key")
+    key = KeyFile(tmp_path / "key")
+    assert key.reveal() == "key-1"
+    (tmp_path / "..data_tmp").symlink_to("2")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    assert key.reveal() == "key-2"
+
+
+def test_a_key_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("one")
+    key = KeyFile(tmp_path / "key")
+    (tmp_path / "key").write_text("another")
+    assert key.reveal() == "one"
+
+
+def test_a_key_file_that_vanishes_is_told_when_the_key_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_RECHECK", 0.0)
+    (tmp_path / "key").write_text("one")
+    key = KeyFile(tmp_path / "key")
+    (tmp_path / "key").unlink()
+    with pytest.raises(CredentialError, match="check that it is mounted"):
+        key.reveal()
+
+
+def test_a_key_file_that_is_missing_no_text_or_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CredentialError, match="can't be read"):
+        KeyFile(tmp_path / "missing")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(CredentialError, match="it is not text"):
+        KeyFile(tmp_path / "binary")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(CredentialError, match="is not a file"):
+            KeyFile(tmp_path / name)

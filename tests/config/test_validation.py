@@ -1,0 +1,354 @@
+from collections.abc import Callable
+
+import pytest
+
+from pointsman.config.loading import Loaded, Problem
+
+type Load = Callable[..., Loaded]
+type Fail = Callable[..., tuple[Problem, ...]]
+
+# What a case adds begins on line 6.
+PROVIDER = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: p}
+spec:
+  host: p.test
+"""
+ROUTE = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMRoute
+metadata: {name: r}
+spec:
+  host: r.test
+"""
+SECRET = "sk-0123456789abcdef-secret"
+
+
+def one(problems: tuple[Problem, ...]) -> Problem:
+    assert len(problems) == 1, [str(p) for p in problems]
+    return problems[0]
+
+
+@pytest.mark.parametrize(
+    ("added", "line", "field", "gist"),
+    [
+        ("  pth: /v1", 6, "pth", 'unknown field "pth"; did you mean "path"?'),
+        ("  zzz: 1", 6, "zzz", 'unknown field "zzz"; known are workloadSelector, host, path'),
+        ("  stream_usage: asIs", 6, "stream_usage", 'did you mean "streamUsage"?'),
+        ("  path: v1/chat", 6, "path", "write it as /v1/chat/completions"),
+        ('  path: "/v1\\0"', 6, "path", "is not a path"),
+        ("  path:\n  - a", 6, "path", "write a text, not a mapping or a list"),
+        ("  path: 5", 6, "path", "quote it"),
+        ('  port: "443"', 6, "port", "write a whole number, without quotes"),
+        ("  port: 443.5", 6, "port", "write a whole number"),
+        ("  port: true", 6, "port", "write a whole number, without quotes"),
+        ("  port: 65536", 6, "port", "at most 65535"),
+        ("  port: 0", 6, "port", "greater than 0"),
+        ("  scheme: ftp", 6, "scheme", "write http or https"),
+        ("  address: 10.0.0.1", 6, "address", "write host:port"),
+        ("  streamUsage: off", 6, "streamUsage", "write inject or asIs"),
+        ("  scheme: http\n  tls: {sni: x}", 4, "", "tls has no meaning with scheme http"),
+        ("  tls: {insecureSkipVerify: yes}", 6, "tls.insecureSkipVerify", "write true or false"),
+        ("  tls: [a]", 6, "tls", "write a mapping"),
+        ("  tls: {cafile: x}", 6, "tls.cafile", 'did you mean "caFile"?'),
+        (
+            "  workloadSelector:\n    labels:\n      v: 1",
+            8,
+            "workloadSelector.labels.v",
+            "quote it",
+        ),
+        ("  workloadSelector:\n    labels: [a]", 7, "workloadSelector.labels", "write a mapping"),
+        (
+            "  workloadSelector:\n    labels:\n      app.kubernetes.io/name: true",
+            8,
+            'workloadSelector.labels["app.kubernetes.io/name"]',
+            "quote it",
+        ),
+        ("  configs:\n    default: {}", 7, "configs.default", 'did you mean "defaultConfig"?'),
+        ("  configs:\n    defaultConfig: {}", 7, "configs.defaultConfig", "found none"),
+        ("  configs: {defaultConfig: {openAIConfig: }}", 6, "configs.defaultConfig", "found none"),
+        (
+            "  configs:\n    defaultConfig:\n      openaiConfig: {}",
+            8,
+            "configs.defaultConfig.openaiConfig",
+            'did you mean "openAIConfig"?',
+        ),
+        (
+            "  configs: {routeSpecificConfigs: {vip: {openAIConfig: {modle: x}}}}",
+            6,
+            "configs.routeSpecificConfigs.vip.openAIConfig.modle",
+            'did you mean "model"?',
+        ),
+        ("  timeouts: {idle: 5s}", 6, "timeouts", "timeouts is not supported yet; remove it"),
+        ("  outlierDetection: {}", 6, "outlierDetection", "not supported yet"),
+        (
+            "  configs:\n    defaultConfig:\n      geminiConfig: {}",
+            8,
+            "configs.defaultConfig.geminiConfig",
+            "geminiConfig is not supported yet",
+        ),
+    ],
+)
+def test_a_fault_in_a_provider(
+    problems: Fail, added: str, line: int, field: str, gist: str
+) -> None:
+    problem = one(problems(PROVIDER + added))
+    assert (problem.file, problem.line) == ("rules/a.yaml", line)
+    assert problem.resource == "LLMProvider/p"
+    assert problem.field == ("spec." + field if field else "spec")
+    assert gist in problem.message
+
+
+@pytest.mark.parametrize(
+    ("added", "line", "field", "gist"),
+    [
+        ("      model: 4", 9, ".model", "quote it"),
+        ("      model:\n      stream: 'no'", 10, ".stream", "write true or false, without quotes"),
+        ('      model: ""', 9, ".model", "it is empty"),
+        ("      apiKey: a\n      apiKeyFrom: {env: A}", 8, "", "exclude each other; keep one"),
+        ("      apiKeyFrom: {}", 9, ".apiKeyFrom", "exactly one of env, file; found none"),
+        (
+            "      apiKeyFrom: {env: A, file: b}",
+            9,
+            ".apiKeyFrom",
+            "exactly one of env, file; found env and file",
+        ),
+        ("      modelMapping:\n        '*x': y", 9, ".modelMapping", "* stands only at the end"),
+        ("      headers:\n        X-Y: 1", 10, ".headers.X-Y", "quote it"),
+        ("      headers:\n        x y: a", 10, '.headers["x y"]', "not an HTTP header name"),
+        ("      headers:\n        Host: a", 10, ".headers.Host", "belongs to the connection"),
+        ("      headers:\n        X: a\n        x: b", 9, ".headers", "stands there twice"),
+        ('      headers:\n        X: "a\\nb"', 10, ".headers.X", "control characters"),
+        ("      apiKey: k\n      headers: {Authorization: x}", 8, "", "exclude each other"),
+        ("      params: {set: {model: x}}", 9, ".params.set", "use the field model"),
+        ("      params: {set: [a]}", 9, ".params.set", "write a mapping"),
+    ],
+)
+def test_a_fault_in_a_config(problems: Fail, added: str, line: int, field: str, gist: str) -> None:
+    config = "  configs:\n    defaultConfig:\n     openAIConfig:\n"
+    problem = one(problems(PROVIDER + config + added))
+    assert problem.line == line
+    assert problem.field == "spec.configs.defaultConfig.openAIConfig" + field
+    assert gist in problem.message
+
+
+@pytest.mark.parametrize(
+    ("added", "line", "field", "gist"),
+    [
+        ("  rules: []", 6, "rules", "the list is empty"),
+        ("  rules: {a: b}", 6, "rules", "write a list"),
+        ("  rules:", 6, "rules", "it is empty; write a list"),
+        ("  rules:\n  - name: a", 7, "rules[0].backendRefs", "the field backendRefs is missing"),
+        ("  rules:\n  - name: a\n    backendRefs: []", 8, "rules[0].backendRefs", "list is empty"),
+        (
+            "  rules:\n  - backendRefs:\n    - providerHost: p.test\n      weight: '1'",
+            9,
+            "rules[0].backendRefs[0].weight",
+            "write a whole number, without quotes",
+        ),
+        (
+            "  rules:\n  - backendRefs:\n    - providerHost: p.test\n      weight: -1",
+            9,
+            "rules[0].backendRefs[0].weight",
+            "at least 0",
+        ),
+        (
+            "  rules:\n  - backendRefs:\n    - provider: p.test",
+            8,
+            "rules[0].backendRefs[0].provider",
+            'did you mean "providerHost"?',
+        ),
+        (
+            "  rules:\n  - backendRefs:\n    - {}",
+            8,
+            "rules[0].backendRefs[0]",
+            "exactly one of providerHost, backendRef",
+        ),
+        (
+            "  rules:\n  - backendRefs:\n    - backendRef: {name: vllm}",
+            8,
+            "rules[0].backendRefs[0].backendRef",
+            "backendRef is not supported yet; use providerHost",
+        ),
+        (
+            "  rules:\n  - backendRefs:\n    - {providerHost: p.test, priority: 1}",
+            8,
+            "rules[0].backendRefs[0].priority",
+            "not supported yet",
+        ),
+        (
+            "  rules:\n  - backendRefs: [{providerHost: p.test}, {providerHost: q, weight: 0}]",
+            7,
+            "rules[0]",
+            "all zero",
+        ),
+    ],
+)
+def test_a_fault_in_a_route(problems: Fail, added: str, line: int, field: str, gist: str) -> None:
+    found = problems(PROVIDER, ROUTE + added)
+    problem = next(p for p in found if gist in p.message)
+    assert problem.line == line + 6
+    assert problem.resource == "LLMRoute/r"
+    assert problem.field == "spec." + field
+
+
+@pytest.mark.parametrize(
+    ("added", "line", "field", "gist"),
+    [
+        ("matches: [{headers: {user-type: vip}}]", 8, "matches[0].headers.user-type", "{exact: …}"),
+        (
+            "matches: [{headers: {a: {exact: x, prefix: y}}}]",
+            8,
+            "matches[0].headers.a",
+            "found exact and prefix",
+        ),
+        ("matches: [{headers: {a: {exact: 1}}}]", 8, "matches[0].headers.a.exact", "quote it"),
+        ("matches: [{headers: {a: {exact: }}}]", 8, "matches[0].headers.a", "found none"),
+        ("matches: [{headers: {a: }}]", 8, "matches[0].headers.a", "{} for presence"),
+        ("matches: [{headers: {a: {}, A: {}}}]", 8, "matches[0].headers", "stands there twice"),
+        (
+            "matches: [{headers: {a: {regex: '('}}}]",
+            8,
+            "matches[0].headers.a.regex",
+            "not an RE2 expression",
+        ),
+        ("matches: [{headers: {a: {regex: '(?=x)'}}}]", 8, "matches[0].headers.a.regex", "RE2"),
+        ("matches: [{header: {}}]", 8, "matches[0].header", 'did you mean "headers"?'),
+        ("matches: [{sourceLabels: {v: 1}}]", 8, "matches[0].sourceLabels.v", "quote it"),
+        ("matches:\n    - gateways: mesh", 9, "matches[0].gateways", "write a list"),
+        ("mode: watch", 8, "mode", "write route or observe"),
+        ("affinity: {header: a, cookie: b}", 8, "affinity", "found cookie and header"),
+        ("name: 3", 8, "name", "quote it"),
+        ("mirror: {providerHost: p.test}", 8, "mirror", "mirror is not supported yet"),
+        ("retry: {on: [5xx, 429]}", 8, "retry", "retry is not supported yet"),
+    ],
+)
+def test_a_fault_in_a_rule(problems: Fail, added: str, line: int, field: str, gist: str) -> None:
+    rule = f"  rules:\n  - backendRefs: [{{providerHost: p.test}}]\n    {added}"
+    problem = one(problems(ROUTE + rule + "\n---\n" + PROVIDER))
+    assert problem.line == line
+    assert problem.field == "spec.rules[0]." + field
+    assert gist in problem.message
+
+
+def test_what_is_not_supported_yet_is_told_beside_other_faults(problems: Fail) -> None:
+    found = problems(PROVIDER + "  timeouts: {connect: 3x}\n  port: x")
+    assert [(p.field, p.message.partition(";")[0]) for p in found] == [
+        ("spec.timeouts.connect", "'3x' is not a duration"),
+        ("spec.timeouts", "timeouts is not supported yet"),
+        ("spec.port", "write a whole number, without quotes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "gist"),
+    [
+        (
+            PROVIDER.replace("LLMProvider", "LLMProvidr"),
+            (2, "LLMProvidr/p", "kind"),
+            'unknown kind "LLMProvidr"; did you mean "LLMProvider"?',
+        ),
+        (
+            PROVIDER.replace("LLMProvider", "ASMSwimLane"),
+            (2, "ASMSwimLane/p", "kind"),
+            "known are LLMProvider and LLMRoute",
+        ),
+        (
+            PROVIDER.replace("v1beta1", "v1"),
+            (1, "LLMProvider/p", "apiVersion"),
+            "istio.alibabacloud.com/v1 is not supported; write istio.alibabacloud.com/v1beta1",
+        ),
+        (
+            PROVIDER.replace("/v1beta1", ""),
+            (1, "LLMProvider/p", "apiVersion"),
+            "write istio.alibabacloud.com/v1beta1",
+        ),
+        (
+            PROVIDER.replace("metadata: {name: p}\n", ""),
+            (1, "LLMProvider", "metadata"),
+            "the field metadata is missing; add it",
+        ),
+        (
+            PROVIDER.replace("name: p", "name: 7"),
+            (3, "LLMProvider", "metadata.name"),
+            "quote it",
+        ),
+        (
+            PROVIDER.replace("host: p.test", "path: /v1"),
+            (4, "LLMProvider/p", "spec.host"),
+            "the field host is missing; add it",
+        ),
+        (
+            PROVIDER.replace("p.test", "https://p.test/v1"),
+            (5, "LLMProvider/p", "spec.host"),
+            "write the bare host name",
+        ),
+    ],
+)
+def test_a_fault_in_the_frame_of_a_document(
+    problems: Fail, text: str, place: tuple[int, str, str], gist: str
+) -> None:
+    problem = one(problems(text))
+    assert (problem.line, problem.resource, problem.field) == place
+    assert gist in problem.message
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        f"{{apiKey: [{SECRET}]}}",
+        f"{{apiKey: {{{SECRET}: 1}}}}",
+        f'{{apiKey: "{SECRET}\\nx"}}',
+        f'{{apiKey: "{SECRET}\\u00e9"}}',
+        f"{{apiKey:{SECRET}, model: x}}",
+        f"{{apiKey:{SECRET}}}",
+        f"apiKey:{SECRET}",
+        f"{{apikey: {SECRET}}}",
+        f"{{apiKey: {SECRET}, apiKey: {SECRET}}}",
+        f"{{apiKey:{SECRET}, apiKey:{SECRET}}}",
+        f"{{apiKey: {SECRET}, apiKeyFrom: {{env: A}}}}",
+        f"{{apiKey: ${{{SECRET}}}}}",
+        f"{{apiKeyFrom: {{env: {SECRET}}}}}",
+        f"{{apiKeyFrom: {SECRET}}}",
+        f"{{apiKey: *{SECRET}}}",
+        f"{{apiKey: !{SECRET} x}}",
+        f"{{headers: {{Authorization:Bearer {SECRET}}}}}",
+        f"{{headers: {{Authorization: [{SECRET}]}}}}",
+        f"{{headers: {{Authorization: Bearer {SECRET}}}, apiKey: {SECRET}}}",
+        f'{{headers: {{X-Key: "{SECRET}\\n"}}}}',
+        f"{{headers: {SECRET}}}",
+        f"{{apiKey: {SECRET}, model: 4}}",
+    ],
+)
+def test_no_message_repeats_a_key(problems: Fail, config: str) -> None:
+    text = f"{PROVIDER}  configs:\n    defaultConfig:\n      openAIConfig: {config}\n"
+    for problem in problems(text, environ={"A": SECRET}):
+        assert "0123456789" not in str(problem)
+        assert "0123456789" not in repr(problem)
+
+
+def test_each_use_of_an_extension_is_named(rules: Load) -> None:
+    loaded = rules(
+        PROVIDER
+        + "  port: 8443\n  streamUsage: asIs\n  tls:\n  configs:\n    defaultConfig:\n"
+        + "      openAIConfig:\n        model: m\n        params: {set: {seed: 1}}\n",
+        ROUTE.replace("r.test", "'*.r.test'")
+        + "  rules:\n  - matches: [{path: /v1, headers: {a: {}}}]\n"
+        + "    backendRefs: [{providerHost: p.test}]\n",
+    )
+    assert [(p.line, p.field) for p in loaded.extensions] == [
+        (6, "spec.port"),
+        (7, "spec.streamUsage"),
+        (13, "spec.configs.defaultConfig.openAIConfig.params"),
+        (19, "spec.host"),
+        (21, "spec.rules[0].matches[0].path"),
+    ]
+    assert "port is an extension of Pointsman" in loaded.extensions[0].message
+
+
+def test_what_kubernetes_adds_to_an_object_is_no_fault(rules: Load) -> None:
+    metadata = "{name: p, uid: x, labels: {a: b}, managedFields: [{a: 1}]}"
+    loaded = rules(PROVIDER.replace("{name: p}", metadata) + "status: {ready: true}\n")
+    assert loaded.providers == ("p",)
+    assert loaded.extensions == ()
