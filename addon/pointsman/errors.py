@@ -1,0 +1,104 @@
+"""What may go wrong with one request, each with the status and the words that the client gets.
+
+The messages reach applications: they name routes and providers by what the client itself knows,
+and hold no key, no prompt and no answer.
+"""
+
+from typing import ClassVar
+
+
+class RequestError(Exception):
+    """A request that Pointsman answers itself.
+
+    Attributes:
+        status: the HTTP status for the client.
+        kind: `error.type` in the JSON body, as OpenAI names them.
+        code: `error.code`, and the value of the header `x-pointsman-error`.
+        flag: the response flag in the access log, as Envoy names them; "" for none.
+        param: the body field at fault, if one is.
+    """
+
+    status: ClassVar[int] = 400
+    kind: ClassVar[str] = "invalid_request_error"
+    code: ClassVar[str] = "bad_request"
+    flag: ClassVar[str] = ""
+    param: ClassVar[str | None] = None
+
+
+class NoRouteError(RequestError):
+    """The host has a route, but none of its rules matches."""
+
+    status = 404
+    code = "no_route"
+    flag = "NR"
+
+
+class NoTargetError(RequestError):
+    """The rule that matched has no target that can be called."""
+
+    status = 503
+    kind = "server_error"
+    code = "no_target"
+    flag = "UH"
+
+
+class MalformedBodyError(RequestError):
+    """A chat request whose body is not a JSON object."""
+
+    code = "malformed_body"
+    flag = "DPE"
+
+
+class ModelMissingError(RequestError):
+    """Neither the client nor the rules name a model."""
+
+    code = "model_missing"
+    param = "model"
+
+
+class BodyTooLargeError(RequestError):
+    """A body over the limit, as sent or once decompressed."""
+
+    status = 413
+    code = "body_too_large"
+    flag = "DPE"
+
+
+class UnsupportedEncodingError(RequestError):
+    """A compressed body that can't be read, and so not rewritten."""
+
+    status = 415
+    code = "unsupported_encoding"
+    flag = "DPE"
+
+
+class UpstreamError(RequestError):
+    """No answer could be had from the provider."""
+
+    status = 502
+    kind = "server_error"
+    code = "upstream_failure"
+    flag = "UF"
+
+
+class UpstreamResetError(UpstreamError):
+    """The provider closed the connection before it answered."""
+
+    code = "upstream_reset"
+    flag = "UC"
+
+
+class UpstreamProtocolError(UpstreamError):
+    """The provider's answer was not HTTP."""
+
+    code = "upstream_protocol_error"
+    flag = "UPE"
+
+
+class InternalError(RequestError):
+    """Our own fault. Nothing is forwarded: a request of ours fails closed."""
+
+    status = 502
+    kind = "server_error"
+    code = "internal_error"
+    flag = "IE"

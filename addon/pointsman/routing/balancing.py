@@ -1,0 +1,94 @@
+"""Which of a rule's targets a request goes to.
+
+By weight: share = weight / sum. The draws of a rule follow a low-discrepancy sequence (add the
+golden ratio, modulo 1), so that a 50/50 split is even after a few requests and exact in the long
+run, where independent random draws would still be off by a third after ten.
+By affinity: weighted rendezvous hashing, so that one value keeps its target and, when targets come
+and go, only the values of those move.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+from pointsman.config.resources import Affinity
+from pointsman.config.table import Rule, Target
+from pointsman.routing.request import ClientRequest
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+_HASH_BITS = 52  # so that neither 0 nor 1 can come out by rounding
+
+
+class DrawSequence:
+    """The draws of one rule: numbers in [0, 1), evenly spread at every length."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, start: float) -> None:
+        self._value = start % 1.0
+
+    def draw(self) -> float:
+        """Return the next number."""
+        self._value = (self._value + GOLDEN_RATIO) % 1.0
+        return self._value
+
+
+def choose(targets: Sequence[Target], r: float) -> Target:
+    """Return the target whose interval of the weights holds `r`, a number in [0, 1).
+
+    Raises:
+        ValueError: no target has a weight.
+    """
+    total = sum(target.weight for target in targets)
+    if total <= 0:
+        raise ValueError("no target has a weight")
+    threshold, reached = r * total, 0
+    for target in targets:
+        reached += target.weight
+        if threshold < reached:
+            return target
+    # r * total may round up to total.
+    return next(target for target in reversed(targets) if target.weight)
+
+
+def choose_by_hash(targets: Sequence[Target], value: str) -> Target:
+    """Return the target that this value belongs to (weighted rendezvous hashing).
+
+    Raises:
+        ValueError: no target has a weight.
+    """
+    weighted = [target for target in targets if target.weight > 0]
+    if not weighted:
+        raise ValueError("no target has a weight")
+    return max(weighted, key=lambda target: target.weight / -math.log(_unit(target.host, value)))
+
+
+def _unit(host: str, value: str) -> float:
+    """Hash to a number in (0, 1), the same in every process."""
+    data = f"{host}\0{value}".encode("utf-8", "surrogatepass")
+    bits = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> (64 - _HASH_BITS)
+    return (bits + 0.5) / (1 << _HASH_BITS)
+
+
+def affinity_value(affinity: Affinity | None, request: ClientRequest) -> str | None:
+    """Return what the request's target is kept by, or None: then it is drawn."""
+    if affinity is None:
+        return None
+    if affinity.header is not None:
+        return request.header_values.get(affinity.header) or None
+    if affinity.cookie is not None:
+        return request.cookie(affinity.cookie) or None
+    assert affinity.body_field is not None  # noqa: S101 (the resource has exactly one)
+    return request.body.string(*affinity.body_field.split("."))
+
+
+def pick(rule: Rule, request: ClientRequest, draws: DrawSequence) -> Target:
+    """Return the target of a rule for this request.
+
+    Raises:
+        ValueError: no target has a weight.
+    """
+    value = affinity_value(rule.affinity, request)
+    if value is not None:
+        return choose_by_hash(rule.targets, value)
+    return choose(rule.targets, draws.draw())

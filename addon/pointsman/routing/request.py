@@ -1,0 +1,127 @@
+"""The client's request as routing sees it, and the fields of its JSON body."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from pointsman.errors import BodyTooLargeError, MalformedBodyError, UnsupportedEncodingError
+from pointsman.protocols.encoding import TooLarge, Undecodable, decode_body
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def text(value: bytes) -> str:
+    """Decode a header value for matching; what is not UTF-8 becomes U+FFFD."""
+    return value.decode("utf-8", "replace")
+
+
+class Body:
+    """A request's body: its bytes as sent, and the top-level fields of the JSON in it.
+
+    Only the top level is decoded; each value stays as the bytes that the client sent, so a
+    megabyte of messages costs a scan and is passed on unchanged.
+    """
+
+    def __init__(self, raw: bytes, encoding: str = "", *, limit: int) -> None:
+        self.raw = raw
+        self._encoding = encoding
+        self._limit = limit
+
+    @cached_property
+    def fields(self) -> Mapping[str, msgspec.Raw]:
+        """The top-level fields.
+
+        Raises:
+            MalformedBodyError: not a JSON object.
+            UnsupportedEncodingError: it can't be decompressed.
+            BodyTooLargeError: it can't be within the limit.
+        """
+        try:
+            return _FIELDS.decode(self._decoded())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise MalformedBodyError("The request body is not a JSON object.") from None
+
+    def _decoded(self) -> bytes:
+        try:
+            return decode_body(self.raw, self._encoding, limit=self._limit)
+        except TooLarge:
+            raise BodyTooLargeError(
+                f"The request body is larger than {self._limit} bytes once decompressed."
+            ) from None
+        except Undecodable:
+            raise UnsupportedEncodingError(
+                f"The request body can't be decoded as content-encoding {self._encoding!r};"
+                " send it uncompressed, or as gzip, br, zstd or deflate."
+            ) from None
+
+    @cached_property
+    def lenient_fields(self) -> Mapping[str, msgspec.Raw]:
+        """The fields, or none where the body is not a JSON object: it may be none of ours."""
+        if not self.raw:
+            return {}
+        try:
+            return self.fields
+        except (MalformedBodyError, UnsupportedEncodingError, BodyTooLargeError):
+            return {}
+
+    def string(self, *path: str) -> str | None:
+        """Return the string (or number) at a path of nested fields, or None."""
+        fields: object = self.lenient_fields
+        for step in path:
+            try:
+                value = fields[step] if isinstance(fields, Mapping) else None
+                fields = msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
+            except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                return None
+        if isinstance(fields, bool) or not isinstance(fields, str | int | float):
+            return None
+        return str(fields) or None
+
+
+@dataclass(frozen=True)
+class ClientRequest:
+    """What the client asked for.
+
+    `host` is the name it used; `address` where its bytes were going: the original destination in
+    transparent mode. `port` belongs to `host`. Header names and values are raw.
+    """
+
+    method: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+    headers: Headers
+    body: Body
+    address: tuple[str, int]
+
+    @cached_property
+    def header_values(self) -> dict[str, str]:
+        """Lower-case name to value; several of one name are joined by commas (RFC 9110, 5.3)."""
+        values: dict[str, str] = {}
+        for raw_name, raw_value in self.headers:
+            name, value = text(raw_name).lower(), text(raw_value)
+            values[name] = f"{values[name]},{value}" if name in values else value
+        return values
+
+    @cached_property
+    def bare_path(self) -> str:
+        """The path without its query."""
+        return self.path.partition("?")[0]
+
+    @cached_property
+    def model(self) -> str | None:
+        """The `model` field of the JSON body, or None."""
+        return self.body.string("model") if self.method == "POST" else None
+
+    def cookie(self, name: str) -> str | None:
+        """Return a cookie's value, or None."""
+        for pair in self.header_values.get("cookie", "").replace(",", ";").split(";"):
+            key, separator, value = pair.strip().partition("=")
+            if separator and key == name:
+                return value.strip('"')
+        return None

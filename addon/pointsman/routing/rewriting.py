@@ -1,0 +1,389 @@
+"""The request that leaves: the client's own, patched for one target.
+
+Only what a target owns is touched: scheme, host, path, credentials, and single top-level fields of
+a chat body. Every other header and every other byte of the body is as the client sent it. A rewrite
+is made anew for each attempt, from the client's request, never from another rewrite.
+
+A target without a config is only accounted for: its own host's traffic goes where it was going.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from pointsman.config.resources import normalise_host
+from pointsman.config.table import CallConfig, Target, TlsSettings
+from pointsman.errors import ModelMissingError
+from pointsman.routing.request import Body, ClientRequest, Headers, text
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# RFC 9110, 7.6.1, and what proxies of old have added.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Headers that carry a client's key, in the APIs that we know.
+CREDENTIAL_HEADERS = frozenset(
+    {b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"proxy-authorization"}
+)
+# What belongs to the account of the client's key and would contradict another's.
+_ACCOUNT_HEADERS = frozenset({b"openai-organization", b"openai-project"})
+# Gemini's clients may put their key into the query.
+CREDENTIAL_PARAMETERS = frozenset({"key", "api_key", "api-key"})
+
+_CHAT_ENDPOINT = "/chat/completions"
+# The endpoints of the OpenAI API, by which a path is told from the base that it stands on.
+_ENDPOINT = re.compile(
+    r"/(?:chat/completions|completions|responses|embeddings|models|moderations|images|audio|files"
+    r"|uploads|batches|fine_tuning|assistants|threads|vector_stores|conversations|containers|evals"
+    r"|realtime|videos|rerank)(?:/.*)?\Z"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as it goes to the wire. It holds the key: it must not be logged or shown.
+
+    `model` and `stream` are what the provider is asked for; `asked_usage` tells that the usage
+    event was asked for on our own account and has to be taken out of the answer again.
+    `secret_headers` are the lower-case names whose values no one may see.
+    """
+
+    method: str
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    address: tuple[str, int]
+    tls: TlsSettings
+    path: str
+    headers: Headers
+    body: bytes
+    model: str | None
+    stream: bool
+    asked_usage: bool = False
+    secret_headers: frozenset[str] = frozenset()
+
+
+def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True) -> Outgoing:
+    """Return the request that calls the target.
+
+    `inject_usage=False` keeps from asking for usage a provider that is known to refuse it.
+
+    Raises:
+        MalformedBodyError, ModelMissingError, UnsupportedEncodingError, BodyTooLargeError: a chat
+            request that can't be patched.
+        CredentialError: the target's key can't be had.
+    """
+    same_host = normalise_host(request.host) == target.host
+    chat = is_chat(target, request)
+    patched = _patch(target, request, inject_usage=inject_usage) if chat else None
+    body = patched.body if patched else None
+    scheme, port, address = _destination(target, request, same_host=same_host)
+    set_headers = _set_headers(target.config)
+    return Outgoing(
+        method=request.method,
+        scheme=scheme,
+        host=request.host if same_host else target.host,
+        port=port,
+        address=address,
+        tls=target.tls,
+        path=_path(target, request, chat=chat, same_host=same_host),
+        headers=_headers(
+            request,
+            host=None if same_host and not target.config else _authority(target.host, scheme, port),
+            body=body,
+            set_headers=set_headers,
+            drop=_dropped(same_host=same_host, own_key=b"authorization" in set_headers)
+            | ({b"accept-encoding"} if patched and patched.asked_usage else frozenset()),
+        ),
+        body=request.body.raw if body is None else body,
+        model=patched.model if patched else request.model,
+        stream=patched.stream if patched else request.body.lenient_fields.get("stream") == _TRUE,
+        asked_usage=patched.asked_usage if patched else False,
+        secret_headers=frozenset(text(name) for name in set_headers)
+        | frozenset(text(name) for name in CREDENTIAL_HEADERS | {b"cookie"}),
+    )
+
+
+def forward(request: ClientRequest) -> Outgoing:
+    """Return the request unchanged, to where the client sent it: what observing does."""
+    here = Target(provider="", host=normalise_host(request.host))
+    return rewrite(here, request)
+
+
+def is_chat(target: Target, request: ClientRequest) -> bool:
+    """Tell whether a request is for the chat endpoint: a POST to `/` or to any chat path."""
+    if request.method != "POST":
+        return False
+    path = request.bare_path
+    if path.endswith(_CHAT_ENDPOINT):
+        return True
+    # Without a config nothing is rewritten, so a bare "/" keeps the meaning the host gives it.
+    return target.config is not None and path in {"", "/", (target.path or "/").partition("?")[0]}
+
+
+# --- destination ----------------------------------------------------------------------------------
+
+
+def _destination(
+    target: Target, request: ClientRequest, *, same_host: bool
+) -> tuple[Literal["http", "https"], int, tuple[str, int]]:
+    accounting_only = target.config is None and same_host
+    if accounting_only and target.scheme is None and target.port is None:
+        scheme: Literal["http", "https"] = "https" if request.scheme == "https" else "http"
+        return scheme, request.port, target.address or request.address
+    scheme = target.scheme or "https"
+    port = target.port or DEFAULT_PORTS[scheme]
+    return scheme, port, target.address or (target.host, port)
+
+
+def _authority(host: str, scheme: str, port: int) -> bytes:
+    name = f"[{host}]" if ":" in host else host
+    return (name if port == DEFAULT_PORTS[scheme] else f"{name}:{port}").encode()
+
+
+def _path(target: Target, request: ClientRequest, *, chat: bool, same_host: bool) -> str:
+    """Put a chat request on the provider's path, any other below the provider's base path."""
+    if target.path is None or target.config is None:
+        path, query = request.bare_path or "/", ""
+    else:
+        endpoint, _, query = target.path.partition("?")
+        below = _below(_base(endpoint), request.bare_path, same_host=same_host)
+        path = endpoint if chat else below
+    own_key = target.config is not None and target.config.credential is not None
+    rest = request.path.partition("?")[2]
+    if own_key or not same_host:
+        rest = _without_credentials(rest)
+    query = "&".join(part for part in (query, rest) if part)
+    return f"{path}?{query}" if query else path
+
+
+def _base(endpoint: str) -> str:
+    """Return a path less its endpoint: `/v1` for `/v1/chat/completions`."""
+    if match := _ENDPOINT.search(endpoint):
+        return endpoint[: match.start()]
+    return endpoint.rpartition("/")[0]
+
+
+def _below(base: str, path: str, *, same_host: bool) -> str:
+    if path == base or path.startswith(base + "/"):
+        return path
+    if match := _ENDPOINT.search(path):
+        return base + match[0]
+    # On the provider's own host, a path that is none of OpenAI's is one of the provider's own API.
+    return path if same_host else base + path
+
+
+def _without_credentials(query: str) -> str:
+    kept = [
+        part
+        for part in query.split("&")
+        if part.partition("=")[0].lower() not in CREDENTIAL_PARAMETERS
+    ]
+    return "&".join(kept)
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
+def _set_headers(config: CallConfig | None) -> dict[bytes, bytes]:
+    if config is None:
+        return {}
+    headers = {name.encode(): value.encode() for name, value in config.headers.items()}
+    if config.credential is not None:
+        headers[b"authorization"] = b"Bearer " + config.credential.reveal().encode()
+    return headers
+
+
+def _dropped(*, same_host: bool, own_key: bool) -> frozenset[bytes]:
+    dropped = HOP_BY_HOP | {b"content-length", b"expect"}
+    if own_key or not same_host:
+        dropped |= CREDENTIAL_HEADERS | _ACCOUNT_HEADERS
+    if not same_host:
+        dropped |= {b"cookie"}
+    return dropped
+
+
+def _headers(
+    request: ClientRequest,
+    *,
+    host: bytes | None,
+    body: bytes | None,
+    set_headers: Mapping[bytes, bytes],
+    drop: frozenset[bytes],
+) -> Headers:
+    upgrade = _is_websocket(request)
+    # A client may name only its own additions: Host is never one.
+    named = frozenset(
+        option.strip().lower().encode()
+        for option in request.header_values.get("connection", "").split(",")
+    ) - {b"host"}
+    if upgrade:
+        drop -= {b"connection", b"upgrade"}
+        named = frozenset()
+    if body is not None:
+        drop |= {b"content-encoding"}  # what is patched was decoded
+    result = []
+    for raw_name, value in request.headers:
+        name = raw_name.lower()
+        if name in drop or name in named or name in set_headers:
+            continue
+        if name == b"host" and host is not None:
+            result.append((raw_name, host))
+        else:
+            result.append((raw_name, value))
+    if b"accept-encoding" in drop:
+        result.append((b"accept-encoding", b"identity"))
+    result.extend(set_headers.items())
+    length = len(request.body.raw if body is None else body)
+    if length or request.method in {"POST", "PUT", "PATCH"}:
+        result.append((b"content-length", b"%d" % length))
+    return tuple(result)
+
+
+def _is_websocket(request: ClientRequest) -> bool:
+    return request.header_values.get("upgrade", "").lower() == "websocket"
+
+
+def without_hop_by_hop(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return an answer's headers without those that belong to the provider's connection.
+
+    Transfer-Encoding stays: it frames the body that follows. Alt-Svc goes: it would send the
+    client's next request around the proxy.
+    """
+    headers = tuple(headers)
+    named = {
+        option.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for option in value.split(b",")
+    }
+    drop = (HOP_BY_HOP - {b"transfer-encoding"} | {b"alt-svc"} | named) - {b"transfer-encoding"}
+    return tuple((name, value) for name, value in headers if name.lower() not in drop)
+
+
+# --- body -----------------------------------------------------------------------------------------
+
+_TRUE = msgspec.Raw(b"true")
+_NULL = msgspec.Raw(b"null")
+
+
+@dataclass(frozen=True, slots=True)
+class _Patched:
+    body: bytes | None  # None: nothing had to be changed
+    model: str | None
+    stream: bool
+    asked_usage: bool
+
+
+def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Patched:
+    """Patch the fields of a chat body that the target owns, and no others."""
+    config = target.config
+    inject_usage = inject_usage and target.stream_usage == "inject"
+    # Without a config a body need not even be JSON: that is between the client and its provider.
+    fields = request.body.fields if config else request.body.lenient_fields
+    changes: dict[str, msgspec.Raw | None] = {}
+    model = _string(fields.get("model"))
+    if config is not None:
+        model = _patch_model(config, model, fields, changes)
+        if config.stream is not None and fields.get("stream") != (wanted := _raw(config.stream)):
+            changes["stream"] = wanted
+        for name, value in config.params_default.items():
+            if name not in fields:
+                changes[name] = _raw(value)
+        changes.update({name: _raw(value) for name, value in config.params_set.items()})
+    stream = (changes.get("stream") or fields.get("stream")) == _TRUE
+    asked_usage = False
+    if stream and inject_usage:
+        asked_usage = _ask_usage(fields.get("stream_options", _NULL), changes)
+    elif not stream and "stream_options" in fields and config is not None:
+        changes["stream_options"] = None  # refused without stream
+    body = None
+    if changes:
+        merged = {**fields, **changes}
+        body = msgspec.json.encode({k: v for k, v in merged.items() if v is not None})
+    return _Patched(body, model, stream, asked_usage)
+
+
+def _patch_model(
+    config: CallConfig,
+    asked: str | None,
+    fields: Mapping[str, msgspec.Raw],
+    changes: dict[str, msgspec.Raw | None],
+) -> str | None:
+    model = map_model(config, asked)
+    if model is None and fields.get("model", _NULL) == _NULL:
+        raise ModelMissingError(
+            "Neither the request nor the rules name a model: set `model` in the request body."
+        )
+    if model is not None and model != asked:
+        changes["model"] = _raw(model)
+    return model
+
+
+def map_model(config: CallConfig, asked: str | None) -> str | None:
+    """Return the provider's model for the client's, `asked`; None where neither names one.
+
+    A mapping comes first (an exact name, then the longest prefix), then the config's model.
+    """
+    mapping = config.model_mapping
+    if asked is not None and mapping:
+        if found := mapping.get(asked):
+            return found
+        prefixes = [p for p in mapping if p.endswith("*") and asked.startswith(p[:-1])]
+        if prefixes:
+            return mapping[max(prefixes, key=len)]
+    return config.model or asked
+
+
+def _ask_usage(options: msgspec.Raw, changes: dict[str, msgspec.Raw | None]) -> bool:
+    """Ask for the usage event unless the client does; tell whether it is on our own account."""
+    try:
+        asked = msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False  # no object: the provider will refuse it, as it would have without us
+    if asked.get("include_usage") == _TRUE:
+        return False
+    changes["stream_options"] = _raw({**asked, "include_usage": True})
+    return True
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _string(value: msgspec.Raw | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        decoded = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return decoded if isinstance(decoded, str) and decoded else None
+
+
+__all__ = [
+    "CREDENTIAL_HEADERS",
+    "CREDENTIAL_PARAMETERS",
+    "DEFAULT_PORTS",
+    "Body",
+    "Outgoing",
+    "forward",
+    "is_chat",
+    "map_model",
+    "rewrite",
+    "without_hop_by_hop",
+]
