@@ -1,0 +1,1 @@
+"""The finished record of each request, and where it goes. Fed by records, not by flows."""

@@ -1,0 +1,152 @@
+"""The exchange: the one record of a request, its decision, its attempts, its usage, its timings.
+
+Every log line (and later metric, trace and page) reads it. The proxy fills it while the request is
+under way and closes it once. It holds no prompt, no answer and no key.
+
+Times are readings of one monotonic clock in seconds, given by the caller; durations in the access
+log are milliseconds.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pointsman.protocols.usage import Usage
+
+UsageSource = Literal["response", "partial"]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try on one target. `error` is a short phrase, never a provider's own bytes."""
+
+    provider: str
+    provider_host: str
+    started: float
+    ended: float | None = None
+    status: int | None = None
+    error: str | None = None
+
+    def end(self, now: float, *, status: int | None = None, error: str | None = None) -> None:
+        """Close the attempt; a second call changes nothing."""
+        if self.ended is None:
+            self.ended, self.error = now, error
+            self.status = status if status is not None else self.status
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of one request. Unknown is None, never 0."""
+
+    request_id: str
+    host: str
+    method: str
+    path: str  # without its query, which may carry a key
+    client: str | None
+    started: float
+    workload: str | None = None
+    namespace: str | None = None
+    # The decision.
+    route: str | None = None
+    rule: str | None = None
+    provider: str | None = None
+    provider_host: str | None = None
+    upstream_path: str | None = None
+    client_model: str | None = None
+    request_model: str | None = None
+    stream: bool | None = None
+    # The outcome.
+    attempts: list[Attempt] = field(default_factory=list)
+    status: int | None = None
+    flags: list[str] = field(default_factory=list)
+    error: str | None = None
+    response_model: str | None = None
+    usage: Usage | None = None
+    usage_source: UsageSource | None = None
+    finish_reason: str | None = None
+    cost_usd: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+    overhead: float = 0.0  # seconds in our own code
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+    def flag(self, name: str) -> None:
+        """Add a response flag once; the empty name is none."""
+        if name and name not in self.flags:
+            self.flags.append(name)
+
+
+def access_log_entry(exchange: Exchange) -> dict[str, Any]:
+    """Return the fields of the access log, in their order, without `event` and `timestamp`."""
+    usage = exchange.usage or Usage()
+    ended = exchange.ended
+    return {
+        "request_id": exchange.request_id,
+        "host": exchange.host,
+        "method": exchange.method,
+        "path": exchange.path,
+        "client": exchange.client,
+        "workload": exchange.workload,
+        "namespace": exchange.namespace,
+        "route": exchange.route,
+        "rule": exchange.rule,
+        "provider": exchange.provider,
+        "provider_host": exchange.provider_host,
+        "upstream_path": exchange.upstream_path,
+        "status": exchange.status,
+        "flags": exchange.flags,
+        "error": exchange.error,
+        "client_model": exchange.client_model,
+        "request_model": exchange.request_model,
+        "response_model": exchange.response_model,
+        "stream": exchange.stream,
+        "request_prompt_tokens": usage.prompt_tokens,
+        "request_completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "usage_source": exchange.usage_source,
+        "finish_reason": exchange.finish_reason,
+        "cost_usd": exchange.cost_usd,
+        "duration_ms": milliseconds(exchange.started, ended),
+        "time_to_first_token_ms": milliseconds(exchange.started, exchange.first_token),
+        "overhead_ms": round(exchange.overhead * 1000, 3),
+        "request_bytes": exchange.request_bytes,
+        "response_bytes": exchange.response_bytes,
+        "attempts": [
+            {
+                "provider": attempt.provider,
+                "status": attempt.status,
+                "error": attempt.error,
+                "duration_ms": milliseconds(attempt.started, attempt.ended),
+            }
+            for attempt in exchange.attempts
+        ],
+    }
+
+
+def milliseconds(start: float, end: float | None) -> float | None:
+    """Return a duration in milliseconds, rounded to a microsecond; None where there is no end."""
+    return None if end is None else round((end - start) * 1000, 3)
+
+
+def summary(exchange: Exchange) -> str:
+    """Return the exchange in a line, as a person at a list of flows wants to read it."""
+    usage = exchange.usage or Usage()
+    model = exchange.request_model or exchange.response_model
+    parts = [" → ".join(part for part in (exchange.rule, exchange.provider) if part)]
+    if model:
+        renamed = exchange.client_model and exchange.client_model != model
+        parts.append(f"{exchange.client_model} → {model}" if renamed else model)
+    if "OB" in exchange.flags:
+        parts.append("observed only")
+    if exchange.error:
+        parts.append(exchange.error)
+    if usage.prompt_tokens is not None:
+        parts.append(f"{usage.prompt_tokens}+{usage.completion_tokens or 0} tokens")
+    if exchange.cost_usd is not None:
+        parts.append(f"${exchange.cost_usd:.6f}")
+    if (duration := milliseconds(exchange.started, exchange.ended)) is not None:
+        parts.append(f"{duration:.0f} ms")
+    return " · ".join(part for part in parts if part)
