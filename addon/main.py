@@ -1,0 +1,5 @@
+"""What `mitmdump -s addon/main.py` loads."""
+
+from pointsman.proxy.addon import Pointsman
+
+addons = [Pointsman()]

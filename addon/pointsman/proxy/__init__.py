@@ -1,0 +1,1 @@
+"""Pointsman inside mitmproxy: the only package that imports it."""

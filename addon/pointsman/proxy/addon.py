@@ -1,0 +1,289 @@
+"""The addon: options, the few hooks that the stream layer leaves to do, and the life of the rules.
+
+Requests to LLM hosts are not handled in hooks: a hook that raises lets mitmproxy forward the
+client's original request. The stream layer decides; the hooks here put it in place.
+"""
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import ctx, exceptions, http, tcp, tls
+from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.next_layer import NextLayer as NextLayerAddon
+from mitmproxy.connection import Client
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.layers.http import HttpLayer
+from mitmproxy.tools.dump import DumpMaster
+
+from pointsman.config.labels import parse_labels
+from pointsman.config.loading import Instance, Loaded, LoadError, load
+from pointsman.proxy import tuning
+from pointsman.proxy.connections import ProviderConnection
+from pointsman.proxy.layers import Layer
+from pointsman.proxy.passthrough import leave_encrypted, raw_layer
+from pointsman.proxy.reload import watch_rules
+from pointsman.proxy.router import Router
+from pointsman.proxy.upstream_tls import start_tls
+from pointsman.telemetry.access_log import AccessLog
+from pointsman.telemetry.cost import load_prices
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RULES = "rules"
+_SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+class Pointsman:
+    """The mitmproxy addon."""
+
+    name = "pointsman"
+
+    def __init__(self) -> None:
+        self.router = Router()
+        self._access_log: AccessLog | None = None
+        self._running = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._rules = Path(DEFAULT_RULES)
+        self._instance = Instance()
+
+    # --- options and life -------------------------------------------------------------------------
+
+    def load(self, loader: Loader) -> None:
+        """Declare the options."""
+        loader.add_option(
+            "llm_rules",
+            str,
+            DEFAULT_RULES,
+            "Directory (or file) with LLMProvider and LLMRoute manifests; read again on change.",
+        )
+        loader.add_option(
+            "llm_access_log",
+            str,
+            "-",
+            "Where each LLM request is logged as one JSON line: - (standard output), a path, off.",
+        )
+        loader.add_option(
+            "llm_labels",
+            str,
+            "",
+            "This workload's labels, as key=value,key=value, or the path of a Downward API file.",
+        )
+        loader.add_option(
+            "llm_gateways",
+            Sequence[str],
+            ["mesh"],
+            "The gateway names that this instance serves routes of; mesh is the sidecar.",
+        )
+        loader.add_option(
+            "llm_body_limit",
+            str,
+            "32m",
+            "The largest request body that is routed, in bytes or with k, m, g; larger ones: 413.",
+        )
+        loader.add_option(
+            "llm_observe",
+            bool,
+            False,
+            "Decide and log where requests would go, and change nothing.",
+        )
+        tuning.set_default(ctx.options, "connection_strategy", "lazy")
+
+    def configure(self, updated: set[str]) -> None:
+        """Take over changed options.
+
+        Raises:
+            OptionsError: a value can't be used.
+        """
+        if "llm_body_limit" in updated:
+            self.router.body_limit = parse_size(ctx.options.llm_body_limit)
+        if "llm_observe" in updated:
+            self.router.observe = ctx.options.llm_observe
+        if "llm_access_log" in updated:
+            self._open_access_log(ctx.options.llm_access_log)
+        if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
+            self._load_rules()
+        if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
+            logger.warning(
+                "connection_strategy=%s breaks routing: mitmproxy then connects to the address that"
+                " the client dialled before Pointsman can choose a provider, and hosts that only"
+                " rules know do not answer; remove the setting or use lazy",
+                ctx.options.connection_strategy,
+            )
+
+    def running(self) -> None:
+        """Begin to watch the rules; slim mitmproxy down where no one can see it."""
+        self._running = True
+        self.router.keep_bodies = not isinstance(ctx.master, DumpMaster) or bool(
+            ctx.options.save_stream_file or ctx.options.hardump
+        )
+        if isinstance(ctx.master, DumpMaster):
+            tuning.remove_idle_addons(ctx.master)
+        tuning.redact_proxy_log()
+        load_prices()
+        self._watch()
+
+    def done(self) -> None:
+        """Close what is open; each request under way still gets its log line."""
+        if self._watcher:
+            self._watcher.cancel()
+            self._watcher = None
+        self.router.stop()
+        if self._access_log:
+            self._access_log.close()
+
+    def _open_access_log(self, destination: str) -> None:
+        try:
+            opened = AccessLog(destination)
+        except OSError as error:
+            raise exceptions.OptionsError(
+                f"llm_access_log: {destination} can't be opened for writing ({error.strerror})"
+            ) from None
+        if self._access_log:
+            self._access_log.close()
+        self._access_log = opened
+        self.router.emit = opened.emit
+        if destination == "-" and isinstance(ctx.master, DumpMaster):
+            # Lines for people and lines for machines do not share a stream.
+            tuning.set_default(ctx.options, "flow_detail", 0)
+
+    def _load_rules(self) -> None:
+        self._rules = rules_path(ctx.options.llm_rules)
+        try:
+            labels = parse_labels(ctx.options.llm_labels)
+            self._instance = Instance(labels=labels, gateways=frozenset(ctx.options.llm_gateways))
+            loaded = load(self._rules, instance=self._instance)
+        except (LoadError, OSError, ValueError) as error:
+            if self._running:
+                raise exceptions.OptionsError(str(error)) from None
+            # An error record during start-up makes mitmproxy exit with 1.
+            logger.error("%s", error)  # noqa: TRY400 (the message is for the rules' author)
+            return
+        self.router.workload = workload_name(labels)
+        self.router.namespace = os.environ.get("POD_NAMESPACE")
+        self._go_live(loaded)
+        if self._running:
+            self._watch()
+
+    def _go_live(self, loaded: Loaded) -> None:
+        self.router.go_live(loaded.table)
+        for warning in loaded.warnings:
+            logger.warning("%s", warning)
+        skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
+        logger.info(
+            "rules live from %s: %d providers, %d routes%s",
+            self._rules,
+            len(loaded.providers),
+            len(loaded.routes),
+            skipped,
+        )
+
+    def _watch(self) -> None:
+        if self._watcher:
+            self._watcher.cancel()
+        self._watcher = asyncio.get_running_loop().create_task(
+            watch_rules(self._rules, self._instance, self._go_live)
+        )
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        """Let mitmproxy choose the layer, then put ours in the place of its HTTP layer."""
+        if nextlayer.layer is None:
+            nextlayer.layer = raw_layer(nextlayer.context, nextlayer.data_client())
+        if nextlayer.layer is None:
+            # mitmproxy's own addon for this comes after us.
+            chooser: NextLayerAddon = ctx.master.addons.get("nextlayer")
+            chooser.next_layer(nextlayer)
+        if nextlayer.layer is not None:
+            nextlayer.layer = self._with_our_http_layer(nextlayer.layer)
+
+    def _with_our_http_layer(self, top: layer.Layer) -> layer.Layer:
+        if type(top) is HttpLayer:
+            top.context.layers.remove(top)
+            return Layer(top.context, top.mode, self.router)
+        child = getattr(top, "child_layer", None)
+        if child is not None:
+            top.child_layer = self._with_our_http_layer(child)  # type: ignore[attr-defined]
+        return top
+
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """Decrypt only what is ours."""
+        if leave_encrypted(self.router.table, data):
+            data.ignore_connection = True
+
+    def tls_start_server(self, tls_start: tls.TlsData) -> None:
+        """Use the provider's own TLS settings."""
+        if isinstance(tls_start.conn, ProviderConnection):
+            start_tls(tls_start, tls_start.conn.settings)
+
+    def client_connected(self, client: Client) -> None:
+        """Lift mitmproxy's limit of five upstream connections."""
+        tuning.allow_parallel_calls(ctx.master, client)
+
+    def client_disconnected(self, client: Client) -> None:
+        """Close exchanges that ended without a word."""
+        self.router.client_gone(client.id)
+
+    # --- what does not come through our layer -----------------------------------------------------
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        """Refuse requests to our hosts that our layer does not carry: they would go out unrouted.
+
+        These are replays from a UI, for which mitmproxy builds a plain layer of its own.
+        """
+        if flow.is_replay == "request" and self.router.table.lookup(flow.request.pretty_host):
+            flow.response = http.Response.make(
+                502,
+                b'{"error":{"message":"Pointsman does not carry replayed requests: without it they'
+                b' would reach the provider unrouted.","type":"server_error","param":null,'
+                b'"code":"replay_not_routed"}}',
+                {"content-type": "application/json", "x-pointsman-error": "replay_not_routed"},
+            )
+
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        """Keep no history that no one can see."""
+        if isinstance(ctx.master, DumpMaster) and flow.websocket:
+            del flow.websocket.messages[:-1]
+
+    def tcp_message(self, flow: tcp.TCPFlow) -> None:
+        """Keep no history that no one can see."""
+        if isinstance(ctx.master, DumpMaster):
+            del flow.messages[:-1]
+
+
+def rules_path(option: str) -> Path:
+    """Return where the rules are. The default also stands beside the addon, or in the package."""
+    path = Path(option).expanduser()
+    if option != DEFAULT_RULES or path.exists():
+        return path
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package.parents[1] / DEFAULT_RULES, package / "default_rules"):
+        if candidate.is_dir():
+            return candidate
+    return path
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes from `1048576`, `512k`, `32m` or `1g`.
+
+    Raises:
+        OptionsError: it is none of these.
+    """
+    match = _SIZE.match(text.strip())
+    if not match or not int(match["number"]):
+        raise exceptions.OptionsError(
+            f"llm_body_limit: {text!r} is not a size; write bytes, or a number with k, m or g"
+        )
+    return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def workload_name(labels: dict[str, str]) -> str | None:
+    """Return what the access log calls this workload."""
+    named: Any = os.environ.get("WORKLOAD_NAME")
+    return named or labels.get("app.kubernetes.io/name") or labels.get("app")

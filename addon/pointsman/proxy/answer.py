@@ -1,0 +1,70 @@
+"""Reading an answer beside its way to the client. It imports no mitmproxy.
+
+The client's bytes pass as they came. Only where usage was asked for on our own account does the
+reader take part in the passing, to take it out again; then the answer is not compressed, since
+that was asked for as well.
+"""
+
+import logging
+
+from pointsman.protocols import Api, Reader
+from pointsman.protocols.encoding import Decoder, Undecodable, stream_decoder
+
+_logger = logging.getLogger(__name__)
+
+EVENT_STREAM = "text/event-stream"
+
+
+class Answer:
+    """One provider's answer, fed chunk by chunk."""
+
+    def __init__(
+        self, api: Api | None, *, content_type: str, content_encoding: str, filter_usage: bool
+    ) -> None:
+        media_type = content_type.partition(";")[0].strip().lower()
+        self.event_stream = media_type == EVENT_STREAM
+        self.filters = False
+        self.reader: Reader | None = None
+        self._decoder: Decoder | None = None
+        if api is None:
+            return
+        try:
+            self._decoder = stream_decoder(content_encoding)
+        except Undecodable:
+            return  # passed on unread; usage stays unknown
+        self.filters = filter_usage and self.event_stream and self._decoder is None
+        self.reader = api.reader(event_stream=self.event_stream, filter_usage=self.filters)
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read a chunk; return what the client gets now."""
+        if self.reader is None:
+            return chunk
+        if self.filters:
+            return self.reader.feed(chunk)
+        self._read(chunk, end=False)
+        return chunk
+
+    def close(self) -> bytes:
+        """Read what the end completes; return what the client still gets."""
+        if self.reader is None:
+            return b""
+        if self.filters:
+            return self.reader.close()
+        self._read(b"", end=True)
+        return b""
+
+    def _read(self, chunk: bytes, *, end: bool) -> None:
+        """Read beside the stream: whatever happens here, the client's bytes are not touched."""
+        assert self.reader is not None
+        try:
+            if self._decoder is not None:
+                chunk = self._decoder.close() if end else self._decoder.feed(chunk)
+            if chunk:
+                self.reader.feed(chunk)
+            if end:
+                self.reader.close()
+        except Exception as fault:
+            if not isinstance(fault, ValueError):
+                _logger.exception("an answer could not be read; its usage is unknown")
+            self._decoder = None
+            self.reader = None

@@ -1,0 +1,127 @@
+"""What one running instance knows: the live table, the draws, the log. It imports no mitmproxy.
+
+The table is replaced by one assignment; a request that has begun keeps the route it found.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pointsman.config.table import Route, RoutingTable, Rule, Target
+from pointsman.errors import NoRouteError, NoTargetError
+from pointsman.routing.balancing import DrawSequence, pick
+from pointsman.routing.matching import match
+from pointsman.routing.request import ClientRequest
+from pointsman.telemetry.exchange import Exchange
+
+DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes and by which rule; `observe` means that it only would."""
+
+    route: Route
+    rule: Rule
+    target: Target
+    observe: bool
+
+
+class Open(Protocol):
+    """A request under way."""
+
+    def abandon(self) -> None:
+        """Close its exchange: no more events will come."""
+
+
+class Router:
+    """Decides, and remembers what decisions need."""
+
+    def __init__(self) -> None:
+        self.table = RoutingTable()
+        self.body_limit = DEFAULT_BODY_LIMIT
+        self.observe = False
+        # A UI wants to show bodies; without one, streamed bodies are not kept.
+        self.keep_bodies = False
+        self.workload: str | None = None
+        self.namespace: str | None = None
+        self.emit: Callable[[Exchange], None] = lambda _: None
+        self._open: dict[str, set[Open]] = {}
+        self._draws: dict[str, DrawSequence] = {}
+        self._usage_refused: set[str] = set()
+        self._usage_accepted: set[str] = set()
+
+    def go_live(self, table: RoutingTable) -> None:
+        """Replace the table; rules that stay go on in their sequence of draws."""
+        routes = [*table.exact.values(), *(route for _, route in table.wildcards)]
+        keys = {rule.key for route in routes for rule in route.rules}
+        self._draws = {key: draws for key, draws in self._draws.items() if key in keys}
+        self._usage_refused.clear()
+        self.table = table
+
+    def decide(self, route: Route, request: ClientRequest) -> Decision:
+        """Return the decision for a request to this route.
+
+        Raises:
+            NoRouteError: no rule matches.
+            NoTargetError: none of the rule's targets can be called.
+        """
+        rule = match(route, request)
+        if rule is None:
+            raise NoRouteError(f"No rule of the route for {route.host} matches this request.")
+        try:
+            target = pick(rule, request, self._draws_of(rule))
+        except ValueError:
+            raise NoTargetError(
+                f"The rule {rule.name} of the route for {route.host} has no provider that applies"
+                " to this workload."
+            ) from None
+        return Decision(route, rule, target, observe=self.observe or rule.observe)
+
+    def _draws_of(self, rule: Rule) -> DrawSequence:
+        if rule.key not in self._draws:
+            # Instances must not march in step; this start is no secret.
+            self._draws[rule.key] = DrawSequence(random.random())  # noqa: S311
+        return self._draws[rule.key]
+
+    # Requests under way, by their client's connection: each must end in one log line.
+
+    def opened(self, client: str, request: Open) -> None:
+        """Remember a request of this client."""
+        self._open.setdefault(client, set()).add(request)
+
+    def closed(self, client: str, request: Open) -> None:
+        """Forget it: its exchange is closed."""
+        if requests := self._open.get(client):
+            requests.discard(request)
+            if not requests:
+                del self._open[client]
+
+    def client_gone(self, client: str) -> None:
+        """Close what a client's connection has left open."""
+        for request in tuple(self._open.get(client, ())):
+            request.abandon()
+
+    def stop(self) -> None:
+        """Close everything that is open."""
+        for client in tuple(self._open):
+            self.client_gone(client)
+
+    # Asking a stream for its usage: some providers refuse the parameter.
+
+    def asks_usage(self, target: Target) -> bool:
+        """Tell whether this provider may be asked for usage on our own account."""
+        return target.host not in self._usage_refused
+
+    def suspects_usage(self, target: Target) -> bool:
+        """Tell whether a 400 may be about the parameter: it has never been accepted here."""
+        return target.host not in self._usage_accepted
+
+    def usage_accepted(self, target: Target) -> None:
+        """Remember that the provider takes the parameter."""
+        self._usage_accepted.add(target.host)
+
+    def usage_refused(self, target: Target) -> None:
+        """Remember, until the next reload, that the provider does not take it."""
+        self._usage_refused.add(target.host)
