@@ -1,0 +1,237 @@
+"""Why a request would go where it would go: for `pointsman explain`. Nothing is sent.
+
+The same functions decide here and in the proxy. Keys are masked; of the body only the fields that
+change are shown.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from pointsman.config.credentials import CredentialError, mask
+from pointsman.config.table import RoutingTable, Rule, Target
+from pointsman.errors import NoRouteError, NoTargetError, RequestError
+from pointsman.routing import matching
+from pointsman.routing.balancing import affinity_value, choose_by_hash
+from pointsman.routing.request import Body, ClientRequest, text
+from pointsman.routing.rewriting import DEFAULT_PORTS, Outgoing, rewrite
+
+_BODY_LIMIT = 32 * 1024 * 1024
+_SHOWN = 60
+_TOKEN_CHARACTERS = 32  # a header name longer than that is taken for a mistake in the quoting
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStep:
+    """One rule that was looked at."""
+
+    rule: str
+    matched: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BodyChange:
+    """One top-level field of the body, as JSON; None where it is not there."""
+
+    field: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStep:
+    """One target that the request may go to, and the request that would leave."""
+
+    provider: str
+    share: float
+    method: str = ""
+    url: str = ""
+    connects_to: str = ""
+    headers: tuple[str, ...] = ()
+    dropped_headers: tuple[str, ...] = ()
+    body_changes: tuple[BodyChange, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The decision, step by step. `error` is what the client would be told instead."""
+
+    request: str
+    route: str | None
+    rules: tuple[RuleStep, ...] = ()
+    observe: bool = False
+    affinity: str | None = None
+    targets: tuple[TargetStep, ...] = ()
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as plain data, for JSON."""
+        return asdict(self)
+
+
+def parse_request(*, url: str, method: str, headers: list[str], body: bytes) -> ClientRequest:
+    """Return the request that the parts describe.
+
+    Raises:
+        ValueError: a part is malformed.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ValueError(f"--url: {url!r} is not an http or https URL")
+    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    fields = [(b"host", parts.netloc.rpartition("@")[2].encode())]
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon or not name.strip() or " " in name.strip():
+            raise ValueError(f"--header: {header[:_TOKEN_CHARACTERS]!r} is not `name: value`")
+        fields.append((name.strip().encode(), value.strip().encode()))
+    path = parts.path or "/"
+    encoding = next((text(v) for n, v in fields if n.lower() == b"content-encoding"), "")
+    return ClientRequest(
+        method=method.upper(),
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=port,
+        path=f"{path}?{parts.query}" if parts.query else path,
+        headers=tuple(fields),
+        body=Body(body, encoding, limit=_BODY_LIMIT),
+        address=(parts.hostname, port),
+    )
+
+
+def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
+    """Return what would happen to the request."""
+    said = f"{request.method} {request.scheme}://{request.host}{request.bare_path}"
+    route = table.lookup(request.host)
+    if route is None:
+        return Explanation(said, route=None)
+    name = route.name or "none (the provider answers for its own host)"
+    verdicts = list(matching.explain(route, request))
+    steps = tuple(RuleStep(v.rule.name, v.matched, v.reason) for v in verdicts)
+    if not verdicts[-1].matched:
+        error = f"{NoRouteError.status}: no rule of the route matches"
+        return Explanation(said, name, steps, error=error)
+    rule = verdicts[-1].rule
+    value = affinity_value(rule.affinity, request)
+    try:
+        targets = _targets(rule, value)
+    except ValueError:
+        error = f"{NoTargetError.status}: no provider of the rule applies to this workload"
+        return Explanation(said, name, steps, rule.observe, error=error)
+    reached = tuple(_step(target, share, request) for target, share in targets)
+    refused = next((step.error for step in reached if step.error), None)
+    return Explanation(said, name, steps, rule.observe, value, reached, refused)
+
+
+def _targets(rule: Rule, affinity: str | None) -> list[tuple[Target, float]]:
+    if affinity is not None:
+        return [(choose_by_hash(rule.targets, affinity), 1.0)]
+    total = sum(target.weight for target in rule.targets)
+    if not total:
+        raise ValueError("no target has a weight")
+    return [(target, target.weight / total) for target in rule.targets if target.weight]
+
+
+def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
+    try:
+        outgoing = rewrite(target, request)
+    except RequestError as error:
+        return TargetStep(target.provider, share, error=f"{error.status}: {error}")
+    except CredentialError as error:
+        return TargetStep(target.provider, share, error=f"{NoTargetError.status}: {error}")
+    port = "" if outgoing.port == DEFAULT_PORTS[outgoing.scheme] else f":{outgoing.port}"
+    host, connected_port = outgoing.address
+    sent = {name.lower() for name, _ in outgoing.headers}
+    return TargetStep(
+        provider=target.provider,
+        share=share,
+        method=outgoing.method,
+        url=f"{outgoing.scheme}://{outgoing.host}{port}{outgoing.path}",
+        connects_to=f"{host}:{connected_port}",
+        headers=tuple(_shown_headers(outgoing)),
+        dropped_headers=tuple(
+            text(name).lower() for name, _ in request.headers if name.lower() not in sent
+        ),
+        body_changes=tuple(_changes(request, outgoing)),
+    )
+
+
+def _shown_headers(outgoing: Outgoing) -> list[str]:
+    shown = []
+    for raw_name, raw_value in outgoing.headers:
+        name, value = text(raw_name).lower(), text(raw_value)
+        if name in outgoing.secret_headers:
+            scheme, space, secret = value.partition(" ")
+            value = f"{scheme} {mask(secret)}" if space and scheme.isalpha() else mask(value)
+        shown.append(f"{name}: {value}")
+    return shown
+
+
+def _changes(request: ClientRequest, outgoing: Outgoing) -> list[BodyChange]:
+    if outgoing.body is request.body.raw:
+        return []
+    before = request.body.lenient_fields
+    after = msgspec.json.decode(outgoing.body, type=dict[str, msgspec.Raw])
+    return [
+        BodyChange(name, _shown(before.get(name)), _shown(after.get(name)))
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _shown(value: msgspec.Raw | None) -> str | None:
+    if value is None:
+        return None
+    said = bytes(value).decode("utf-8", "replace")
+    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
+
+
+def show(explanation: Explanation, console: Console) -> None:
+    """Print it for a person."""
+
+    def line(style: str, *parts: str) -> None:
+        console.print(Text(" ".join(parts), style=style))
+
+    line("bold", explanation.request)
+    if explanation.route is None:
+        line("yellow", "  the host is in no rule: passed on untouched, HTTPS undecrypted")
+        return
+    line("", "  route", explanation.route)
+    for step in explanation.rules:
+        mark, style = ("✓", "green") if step.matched else ("✗", "dim")
+        line(style, f"  {mark} rule {step.rule}:", step.reason)
+    if explanation.observe:
+        line("yellow", "  mode observe: only logged; the request goes where it was going")
+    if explanation.affinity is not None:
+        line("", "  affinity: this value keeps its target")
+    for target in explanation.targets:
+        _show_target(target, line)
+    if explanation.error and not explanation.targets:
+        line("red", "  refused with", explanation.error)
+
+
+class _Line(Protocol):
+    def __call__(self, style: str, *parts: str) -> None: ...
+
+
+def _show_target(target: TargetStep, line: _Line) -> None:
+    line("bold", f"  → {target.provider} ({target.share:.0%})")
+    if target.error:
+        line("red", "      refused with", target.error)
+        return
+    line("cyan", "     ", target.method, target.url)
+    line("dim", "      connects to", target.connects_to)
+    for header in target.headers:
+        line("", "     ", header)
+    for name in target.dropped_headers:
+        line("dim", f"      {name}: (dropped)")
+    for change in target.body_changes:
+        before = "(absent)" if change.before is None else change.before
+        after = "(removed)" if change.after is None else change.after
+        line("magenta", f"      body {change.field}: {before} → {after}")
