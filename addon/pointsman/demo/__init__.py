@@ -1,0 +1,1 @@
+"""`pointsman demo`: embedded providers, a throw-away authority and a scripted client."""
