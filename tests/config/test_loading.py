@@ -173,6 +173,21 @@ def test_every_fault_of_every_file_is_told_in_order(problems: Fail) -> None:
     ]
 
 
+def test_a_key_is_told_beside_other_faults_of_its_document(problems: Fail) -> None:
+    found = problems(
+        PROVIDER
+        + "  paht: /v1\n"
+        + "  configs:\n"
+        + "    defaultConfig: {openAIConfig: {apiKey: '${my KEY}'}}\n"
+        + "    routeSpecificConfigs: {vip: {openAIConfig: {apiKeyFrom: {env: UNSET}}}}\n"
+    )
+    assert [problem.field for problem in found] == [
+        "spec.paht",
+        "spec.configs.defaultConfig.openAIConfig.apiKey",
+        "spec.configs.routeSpecificConfigs.vip.openAIConfig.apiKeyFrom.env",
+    ]
+
+
 @pytest.mark.parametrize("instance", [Instance(), Instance({"app": "a"}, frozenset({"edge"}))])
 def test_validation_is_complete_whoever_loads(problems: Fail, instance: Instance) -> None:
     route = PROVIDER.replace("LLMProvider", "LLMRoute") + "  gateways: [edge]\n  rules: []\n"

@@ -81,6 +81,29 @@ def resolve(
     return Provider(manifest.resource.metadata.name, spec, tls, default, own), resolver.problems
 
 
+def key_faults(document: Document, environ: Mapping[str, str]) -> list[Problem]:
+    """Find keys that can't be had in a provider that is faulty elsewhere, so that all is told.
+
+    Where the document names a workload it is left alone: the variable may belong elsewhere.
+    """
+    if document.at("spec", "workloadSelector") is not None:
+        return []
+    own = document.at("spec", "configs", "routeSpecificConfigs")
+    names = own if isinstance(own, dict) else {}
+    configs: list[Location] = [("defaultConfig",), *(("routeSpecificConfigs", n) for n in names)]
+    resolver = _Resolver(document, environ)
+    for config in configs:
+        location = ("spec", "configs", *config, "openAIConfig")
+        key, source = document.text(*location, "apiKey"), document.at(*location, "apiKeyFrom")
+        name = document.text(*location, "apiKeyFrom", "env")
+        if key and source is None:
+            resolver.attempt((*location, "apiKey"), partial(expand, key, environ))
+        elif name and not key and len(source) == 1:
+            place = (*location, "apiKeyFrom", "env")
+            resolver.attempt(place, partial(environment_value, name, environ))
+    return resolver.problems
+
+
 def _merged(default: CallConfig, own: CallConfig) -> CallConfig:
     """Merge field by field, mappings key by key; what the rule's own config sets wins.
 
@@ -135,7 +158,7 @@ class _Resolver:
     def _config(self, config: OpenAIConfig, location: Location) -> CallConfig:
         headers = {}
         for name, text in config.headers.items():
-            value = self._attempt((*location, "headers", name), partial(self._value, text))
+            value = self.attempt((*location, "headers", name), partial(self._value, text))
             headers[name] = value or ""
         return CallConfig(
             model=config.model,
@@ -150,19 +173,20 @@ class _Resolver:
     def _credential(self, config: OpenAIConfig, location: Location) -> Credential | None:
         key, source, environ = config.api_key, config.api_key_from, self._environ
         if key is not None:
-            return self._attempt((*location, "apiKey"), lambda: Literal(expand(key, environ)))
+            return self.attempt((*location, "apiKey"), lambda: Literal(expand(key, environ)))
         if source and (name := source.env) is not None:
             place = (*location, "apiKeyFrom", "env")
-            return self._attempt(place, lambda: Literal(environment_value(name, environ)))
+            return self.attempt(place, lambda: Literal(environment_value(name, environ)))
         if source and source.file is not None:
             path = self._document.folder / source.file
-            return self._attempt((*location, "apiKeyFrom", "file"), lambda: KeyFile(path))
+            return self.attempt((*location, "apiKeyFrom", "file"), lambda: KeyFile(path))
         return None
 
     def _value(self, text: str) -> str:
         return header_value(expand(text, self._environ).strip())
 
-    def _attempt[T](self, location: Location, get: Callable[[], T]) -> T | None:
+    def attempt[T](self, location: Location, get: Callable[[], T]) -> T | None:
+        """Return what `get` does, or note the problem that it raises."""
         try:
             return get()
         except ValueError as error:

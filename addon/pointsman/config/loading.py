@@ -63,13 +63,14 @@ def load(
         readings = [read(file, API_GROUP) for file in manifest_files(path)]
     except FilesError as error:
         raise LoadError([Problem(str(path), None, None, None, str(error))]) from None
-    manifests, problems = _validated(readings)
+    manifests, faulty, problems = _validated(readings)
     problems += references.check(manifests)
     applying = [
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
     resolved = [calls.resolve(provider, environ) for provider in applying]
     problems += [problem for _, found in resolved for problem in found]
+    problems += [p for document in faulty for p in calls.key_faults(document, environ)]
     if problems:
         raise LoadError(_in_order(problems, readings))
     providers = [provider for provider, _ in resolved]
@@ -85,10 +86,14 @@ def load(
     )
 
 
-def _validated(readings: Iterable[Reading]) -> tuple[Manifests, list[Problem]]:
+def _validated(
+    readings: Iterable[Reading],
+) -> tuple[Manifests, list[Document], list[Problem]]:
+    """Return the valid manifests, the documents of faulty providers, and all problems."""
     providers: list[Manifest[LLMProvider]] = []
     routes: list[Manifest[LLMRoute]] = []
     documents: list[Document] = []
+    faulty: list[Document] = []
     problems: list[Problem] = []
     for reading in readings:
         problems += reading.problems
@@ -100,8 +105,10 @@ def _validated(readings: Iterable[Reading]) -> tuple[Manifests, list[Problem]]:
                 providers.append(Manifest(document, resource))
             elif resource is not None:
                 routes.append(Manifest(document, resource))
+            elif document.kind == "LLMProvider":
+                faulty.append(document)
     complete = all(reading.complete for reading in readings)
-    return Manifests(documents, providers, routes, complete), problems
+    return Manifests(documents, providers, routes, complete), faulty, problems
 
 
 def _is_ours(document: Document) -> bool:
