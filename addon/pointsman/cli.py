@@ -53,6 +53,10 @@ def _load(rules: Path, labels: str, gateways: list[str] | None) -> Loaded:
         _fail(str(error), 1)
 
 
+def _count(names: tuple[str, ...], what: str) -> str:
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+
+
 @app.command()
 def check(
     rules: RulesArgument = Path("rules"),
@@ -85,11 +89,11 @@ def check(
     if portable and loaded.extensions:
         for extension in loaded.extensions:
             typer.echo(str(extension), err=True)
-        _fail(f"{len(loaded.extensions)} fields are not portable", 1)
+        _fail(f"{len(loaded.extensions)} field(s) that are not portable", 1)
     skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
     typer.echo(
-        f"{rules}: {len(loaded.providers)} providers and {len(loaded.routes)} routes are valid"
-        f"{skipped}"
+        f"{rules}: {_count(loaded.providers, 'provider')} and {_count(loaded.routes, 'route')}"
+        f" are valid{skipped}"
     )
 
 

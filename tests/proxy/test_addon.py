@@ -1,0 +1,124 @@
+"""The addon's options and life, inside mitmproxy's own test context."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from mitmproxy import exceptions
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.test import taddons, tflow
+
+from pointsman.proxy.addon import Pointsman, parse_size, rules_path, workload_name
+
+ROOT = Path(__file__).parents[2]
+GOOD = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: p}
+spec: {host: p.test}
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("512k", 512 << 10), ("32m", 32 << 20), ("1G", 1 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5m", "m", "10 apples"])
+def test_what_is_no_size_is_refused_with_the_mend(text: str) -> None:
+    with pytest.raises(exceptions.OptionsError, match="write bytes"):
+        parse_size(text)
+
+
+def test_the_default_rules_are_found_beside_the_addon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert rules_path("rules") == ROOT / "rules"
+    (tmp_path / "rules").mkdir()
+    assert rules_path("rules") == Path("rules")
+    assert rules_path("elsewhere") == Path("elsewhere")
+
+
+def test_the_workload_is_named_by_the_environment_then_by_its_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = {"app": "a", "app.kubernetes.io/name": "b"}
+    assert workload_name(labels) == "b"
+    assert workload_name({"app": "a"}) == "a"
+    assert workload_name({}) is None
+    monkeypatch.setenv("WORKLOAD_NAME", "c")
+    assert workload_name(labels) == "c"
+
+
+def test_it_is_lazy_unless_the_user_says_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    addon = Pointsman()
+    with taddons.context() as context:
+        context.options.add_option("connection_strategy", str, "eager", "")
+        context.master.addons.add(addon)
+        assert context.options.connection_strategy == "lazy"
+        with caplog.at_level(logging.WARNING):
+            context.options.update(connection_strategy="eager")
+        assert "connection_strategy=eager breaks routing" in caplog.text
+
+
+def test_a_choice_of_the_users_stays() -> None:
+    with taddons.context() as context:
+        context.options.add_option("connection_strategy", str, "eager", "")
+        context.options.update(connection_strategy="eager")
+        context.master.addons.add(Pointsman())
+        assert context.options.connection_strategy == "eager"
+
+
+def test_bad_rules_at_the_start_are_an_error_record(
+    rules: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (rules / "a.yaml").write_text(GOOD.replace("host", "hots"))
+    with taddons.context() as context:
+        context.options.add_option("connection_strategy", str, "eager", "")
+        addon = Pointsman()
+        context.master.addons.add(addon)
+        context.options.update(llm_rules=str(rules))
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert 'unknown field "hots"' in record.getMessage()
+    assert addon.router.table.lookup("p.test") is None
+
+
+def test_bad_rules_later_are_refused_and_the_good_ones_stay(rules: Path) -> None:
+    with taddons.context() as context:
+        context.options.add_option("connection_strategy", str, "eager", "")
+        addon = Pointsman()
+        context.master.addons.add(addon)
+        context.options.update(llm_rules=str(rules))
+        addon._running = True
+        with pytest.raises(exceptions.OptionsError, match="in the rules"):
+            context.options.update(llm_rules=str(rules / "missing"))
+        assert addon.router.table.lookup("p.test") is not None
+
+
+def test_a_replay_to_a_host_of_ours_is_refused(rules: Path) -> None:
+    with taddons.context(NextLayer()) as context:
+        context.options.add_option("connection_strategy", str, "eager", "")
+        addon = Pointsman()
+        context.master.addons.add(addon)
+        context.options.update(llm_rules=str(rules))
+        flow = tflow.tflow()
+        flow.request.host_header = "p.test"
+        addon.request(flow)
+        assert flow.response is None
+        flow.is_replay = "request"
+        addon.request(flow)
+        assert flow.response is not None
+        assert flow.response.headers["x-pointsman-error"] == "replay_not_routed"
+        other = tflow.tflow()
+        other.is_replay = "request"
+        addon.request(other)
+        assert other.response is None

@@ -1,0 +1,157 @@
+"""What the stream layer leans on inside mitmproxy, none of which is a public interface.
+
+When one of these fails after an upgrade, read `proxy/layers.py`, `proxy/streams.py` and
+`proxy/connections.py` against the new source before anything else.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from mitmproxy import options, optmanager
+from mitmproxy.addons import default_addons
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.tlsconfig import TlsConfig
+from mitmproxy.connection import Server
+from mitmproxy.proxy import server, tunnel
+from mitmproxy.proxy.layers import http as http_layer
+from mitmproxy.proxy.layers import tls
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
+
+from pointsman.proxy import tuning
+from pointsman.proxy.streams import Stream
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (HttpLayer.__init__, ["self", "context", "mode"]),
+        (HttpLayer.make_stream, ["self", "stream_id"]),
+        (HttpLayer.get_connection, ["self", "event", "reuse"]),
+        (HttpLayer.event_to_child, ["self", "child", "event"]),
+        (HttpStream.__init__, ["self", "context", "stream_id"]),
+        (HttpStream.state_wait_for_request_headers, ["self", "event"]),
+        (HttpStream.state_consume_request_body, ["self", "event"]),
+        (HttpStream.state_wait_for_response_headers, ["self", "event"]),
+        (HttpStream.state_stream_response_body, ["self", "event"]),
+        (HttpStream.start_request_stream, ["self"]),
+        (HttpStream.start_response_stream, ["self"]),
+        (HttpStream.send_response, ["self", "already_streamed"]),
+        (HttpStream.check_body_size, ["self", "request"]),
+        (HttpStream.check_invalid, ["self", "request"]),
+        (HttpStream.check_killed, ["self", "emit_error_hook"]),
+        (HttpStream.handle_protocol_error, ["self", "event"]),
+        (_upstream_proxy.HttpUpstreamProxy.make, ["ctx", "send_connect"]),
+        (tls.ServerTLSLayer.__init__, ["self", "context", "conn"]),
+        (NextLayer.next_layer, ["self", "nextlayer"]),
+        (TlsConfig.tls_start_server, ["self", "tls_start"]),
+    ],
+)
+def test_what_is_overridden_or_called_keeps_its_parameters(
+    function: Callable[..., Any], expected: list[str]
+) -> None:
+    assert parameters(function) == expected
+
+
+def test_every_state_of_the_stream_that_is_overridden_exists_in_the_original() -> None:
+    own = {name for name in vars(Stream) if name.startswith("state_")}
+    assert own - set(dir(HttpStream)) == {"state_hold_refusal"}
+
+
+@pytest.mark.parametrize(
+    ("event", "fields"),
+    [
+        (_events.RequestHeaders, ["stream_id", "request", "end_stream", "replay_flow"]),
+        (_events.ResponseHeaders, ["stream_id", "response", "end_stream"]),
+        (http_layer.GetHttpConnection, ["address", "tls", "via", "transport_protocol"]),
+        (http_layer.GetHttpConnectionCompleted, ["command", "reply"]),
+        (http_layer.SendHttp, ["event", "connection"]),
+        (http_layer.DropStream, ["stream_id"]),
+    ],
+)
+def test_events_and_commands_keep_their_fields(event: Any, fields: list[str]) -> None:
+    names = [field.name for field in dataclasses.fields(event) if field.name != "blocking"]
+    assert names == fields
+
+
+@pytest.mark.parametrize("event", [_events.RequestData, _events.ResponseData])
+def test_data_events_take_stream_and_data(event: type) -> None:
+    assert parameters(event.__init__) == ["self", "stream_id", "data"]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("event", [_events.RequestProtocolError, _events.ResponseProtocolError])
+def test_errors_take_stream_message_and_code(event: type) -> None:
+    assert parameters(event.__init__) == ["self", "stream_id", "message", "code"]  # type: ignore[misc]
+
+
+def test_the_headers_hook_comes_after_the_host_is_known_and_before_the_body_is_asked_for() -> None:
+    source = inspect.getsource(HttpStream.state_wait_for_request_headers)
+    transparent = source.index("mode is HTTPMode.transparent")
+    hook = source.index("yield HttpRequestHeadersHook(self.flow)")
+    decision = source.index("if self.flow.request.stream")
+    assert transparent < hook < decision
+
+
+def test_the_layer_keeps_connections_and_streams_where_ours_looks() -> None:
+    source = inspect.getsource(HttpLayer.__init__)
+    for attribute in ("waiting_for_establishment", "streams", "command_sources", "connections"):
+        assert f"self.{attribute} = " in source
+    for attribute in ("request_body_buf", "response_body_buf", "client_state", "server_state"):
+        assert f"self.{attribute} = " in inspect.getsource(HttpStream.__init__)
+
+
+def test_a_stream_that_is_paused_queues_its_events_where_check_killed_looks() -> None:
+    assert "_paused_event_queue" in inspect.getsource(HttpStream.check_killed)
+
+
+def test_layer_stacks_chain_by_child_layer() -> None:
+    assert "child_layer" in inspect.getsource(tunnel.LayerStack)
+
+
+def test_a_server_connection_may_be_subclassed_and_carry_our_settings() -> None:
+    class Own(Server):
+        settings: str
+
+    connection = Own(address=("127.0.0.1", 1))
+    connection.settings = "x"
+    assert connection.get_state()
+
+
+def test_connections_are_found_by_their_client_and_count_their_servers() -> None:
+    assert "self.connections[connection_id] = handler" in inspect.getsource(
+        Proxyserver.register_connection
+    )
+    assert "self.max_conns" in inspect.getsource(server.ConnectionHandler.__init__)
+    assert "self.max_conns[" in inspect.getsource(server.ConnectionHandler.open_connection)
+
+
+def test_an_option_that_the_user_has_not_set_is_told_from_one_that_was() -> None:
+    opts = options.Options()
+    assert opts._options["flow_detail" if "flow_detail" in opts else "mode"].value is (
+        optmanager.unset
+    )
+
+
+def test_every_addon_that_is_removed_when_idle_is_a_default_addon() -> None:
+    names = {getattr(addon, "name", type(addon).__name__.lower()) for addon in default_addons()}
+    assert set(tuning._NEEDED) - names == {"dumper"}  # mitmdump adds that one itself
+
+
+def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> None:
+    source = inspect.getsource(http_layer._http1)
+    for message in (
+        "Client closed connection before completing request headers",
+        "unexpected server response",
+        "Unexpected data from server",
+        "Cannot parse HTTP response",
+        "HTTP/1 protocol error",
+    ):
+        assert message in source
+        assert tuning._QUOTING.search(f"1.2.3.4:5: {message}: b'sk-secret'")

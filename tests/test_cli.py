@@ -1,0 +1,160 @@
+"""The command line, called as a user calls it but in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pointsman.cli import app
+
+RULES = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: east}
+spec:
+  host: east.test
+  path: /v1/chat/completions
+  configs:
+    defaultConfig:
+      openAIConfig: {model: east-1, apiKey: "${EAST_KEY}"}
+---
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: west}
+spec:
+  host: west.test
+  path: /api/chat/completions
+  port: 8443
+  configs:
+    defaultConfig:
+      openAIConfig: {model: west-1, apiKey: "${EAST_KEY}"}
+---
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMRoute
+metadata: {name: front}
+spec:
+  host: front
+  rules:
+  - name: vip
+    matches:
+    - headers: {user-type: {exact: subscriber}}
+    backendRefs: [{providerHost: east.test}]
+  - name: split
+    matches:
+    - path: {prefix: /v1}
+    backendRefs:
+    - {providerHost: east.test, weight: 3}
+    - {providerHost: west.test, weight: 1}
+"""
+KEY = "sk-never-shown-1234"
+
+
+@pytest.fixture
+def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EAST_KEY", KEY)
+    (tmp_path / "rules.yaml").write_text(RULES)
+    return tmp_path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_check_counts_what_is_valid(rules: Path) -> None:
+    result = run("check", rules)
+    assert result.exit_code == 0
+    assert "2 providers and 1 route are valid" in result.output
+
+
+def test_check_shows_every_error_and_exits_with_1(rules: Path) -> None:
+    (rules / "rules.yaml").write_text(
+        RULES.replace("path:", "paht:").replace("weight: 3", "weight: -3")
+    )
+    result = run("check", rules)
+    assert result.exit_code == 1
+    assert result.output.count('unknown field "paht"; did you mean "path"?') == 3
+    assert "weight" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_check_portable_names_each_extension(rules: Path) -> None:
+    result = run("check", "--portable", rules)
+    assert result.exit_code == 1
+    assert "rules.yaml:17: LLMProvider/west: spec.port: " in result.output
+    assert "2 field(s) that are not portable" in result.output
+
+
+def test_check_tells_what_else_it_needs(rules: Path) -> None:
+    assert run("check", rules, "--labels", "nonsense=").exit_code == 0
+    result = run("check", rules, "--labels", str(rules / "missing"))
+    assert result.exit_code == 2
+    assert "No such file" in result.output
+
+
+def test_explain_goes_rule_by_rule_and_masks_the_key(rules: Path) -> None:
+    result = run(
+        "explain",
+        rules,
+        "--url",
+        "http://front/v1/chat/completions",
+        "-H",
+        "authorization: Bearer own-key-of-client",
+        "-d",
+        '{"model": "gpt-4", "messages": [{"content": "a secret prompt"}]}',
+    )
+    assert result.exit_code == 0
+    for expected in (
+        "✗ rule vip: header user-type is absent (wanted: = subscriber)",
+        "✓ rule split: path starts with /v1",
+        "→ east (75%)",
+        "POST https://east.test/v1/chat/completions",
+        "→ west (25%)",
+        "POST https://west.test:8443/api/chat/completions",
+        "authorization: Bearer …1234",
+        'body model: "gpt-4" → "east-1"',
+    ):
+        assert expected in result.output
+    for secret in (KEY, "own-key-of-client", "a secret prompt"):
+        assert secret not in result.output
+
+
+def test_explain_as_json(rules: Path) -> None:
+    result = run(
+        "explain", rules, "--url", "http://front/", "-H", "User-Type: subscriber", "--json"
+    )
+    explained = json.loads(result.stdout)
+    assert [step["rule"] for step in explained["rules"]] == ["vip"]
+    assert explained["targets"][0]["url"] == "https://east.test/v1/chat/completions"
+    assert KEY not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--url", "http://front/other"], 1, "404: no rule of the route matches"),
+        (
+            ["--url", "http://front/v1/chat/completions", "-d", "{"],
+            1,
+            "400: The request body is not a JSON object",
+        ),
+        (["--url", "http://elsewhere.test/"], 0, "passed on untouched"),
+        (["--url", "ftp://x"], 2, "is not an http or https URL"),
+        (["--url", "http://front/", "-H", "no colon"], 2, "is not `name: value`"),
+        (["--url", "http://front/", "-d", "@/nowhere"], 2, "can't be read"),
+    ],
+)
+def test_explain_tells_what_would_be_refused(
+    rules: Path, arguments: list[str], status: int, said: str
+) -> None:
+    result = run("explain", rules, *arguments)
+    assert result.exit_code == status
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["check", "explain", "run", "demo"])
+def test_every_command_has_help_with_examples(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"pointsman {command}" in result.output
