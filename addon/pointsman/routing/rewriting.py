@@ -93,6 +93,7 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
     body = patched.body if patched else None
     scheme, port, address = _destination(target, request, same_host=same_host)
     set_headers = _set_headers(target.config)
+    own_key = not CREDENTIAL_HEADERS.isdisjoint(set_headers)
     return Outgoing(
         method=request.method,
         scheme=scheme,
@@ -100,13 +101,13 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
         port=port,
         address=address,
         tls=target.tls,
-        path=_path(target, request, chat=chat, same_host=same_host),
+        path=_path(target, request, chat=chat, same_host=same_host, own_key=own_key),
         headers=_headers(
             request,
             host=None if same_host and not target.config else _authority(target.host, scheme, port),
             body=body,
             set_headers=set_headers,
-            drop=_dropped(same_host=same_host, own_key=b"authorization" in set_headers)
+            drop=_dropped(same_host=same_host, own_key=own_key)
             | ({b"accept-encoding"} if patched and patched.asked_usage else frozenset()),
         ),
         body=request.body.raw if body is None else body,
@@ -155,7 +156,9 @@ def _authority(host: str, scheme: str, port: int) -> bytes:
     return (name if port == DEFAULT_PORTS[scheme] else f"{name}:{port}").encode()
 
 
-def _path(target: Target, request: ClientRequest, *, chat: bool, same_host: bool) -> str:
+def _path(
+    target: Target, request: ClientRequest, *, chat: bool, same_host: bool, own_key: bool
+) -> str:
     """Put a chat request on the provider's path, any other below the provider's base path."""
     if target.path is None or target.config is None:
         path, query = request.bare_path or "/", ""
@@ -163,7 +166,6 @@ def _path(target: Target, request: ClientRequest, *, chat: bool, same_host: bool
         endpoint, _, query = target.path.partition("?")
         below = _below(_base(endpoint), request.bare_path, same_host=same_host)
         path = endpoint if chat else below
-    own_key = target.config is not None and target.config.credential is not None
     rest = request.path.partition("?")[2]
     if own_key or not same_host:
         rest = _without_credentials(rest)
@@ -173,6 +175,9 @@ def _path(target: Target, request: ClientRequest, *, chat: bool, same_host: bool
 
 def _base(endpoint: str) -> str:
     """Return a path less its endpoint: `/v1` for `/v1/chat/completions`."""
+    # First, as a base may have an endpoint's name in it: `/models/acme/tiny/v1/chat/completions`.
+    if endpoint.endswith(_CHAT_ENDPOINT):
+        return endpoint.removesuffix(_CHAT_ENDPOINT)
     if match := _ENDPOINT.search(endpoint):
         return endpoint[: match.start()]
     return endpoint.rpartition("/")[0]
