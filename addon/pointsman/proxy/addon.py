@@ -84,7 +84,8 @@ class Pointsman:
             "llm_body_limit",
             str,
             "32m",
-            "The largest request body that is routed, in bytes or with k, m, g; larger ones: 413.",
+            "The largest request body that is read, in bytes or with k, m, g. Larger ones pass unread"
+            " where they need no rewriting, and get 413 elsewhere.",
         )
         loader.add_option(
             "llm_observe",
@@ -93,6 +94,7 @@ class Pointsman:
             "Decide and log where requests would go, and change nothing.",
         )
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
+        tuning.write_log_lines_at_once()
 
     def configure(self, updated: set[str]) -> None:
         """Take over changed options.
@@ -138,6 +140,8 @@ class Pointsman:
             self._access_log.close()
 
     def _open_access_log(self, destination: str) -> None:
+        if destination == "-" and type(ctx.master).__name__ == "ConsoleMaster":
+            destination = "off"  # there, standard output is the screen
         try:
             opened = AccessLog(destination)
         except OSError as error:

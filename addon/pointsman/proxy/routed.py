@@ -13,13 +13,13 @@ from mitmproxy import http
 from mitmproxy.net.http import url
 
 from pointsman.config.credentials import CredentialError, mask
-from pointsman.config.table import Route
-from pointsman.errors import InternalError, NoTargetError, RequestError
+from pointsman.config.table import Route, Target
+from pointsman.errors import InternalError, NoRouteError, NoTargetError, RequestError
 from pointsman.protocols import detect
 from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import Answer
 from pointsman.proxy.router import Decision, Router
-from pointsman.routing.request import Body, ClientRequest, text
+from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
 from pointsman.routing.rewriting import (
     CREDENTIAL_HEADERS,
     CREDENTIAL_PARAMETERS,
@@ -44,7 +44,7 @@ _BODILESS = frozenset({204, 304})
 class Call:
     """One attempt under way: what is sent, and its record."""
 
-    decision: Decision
+    target: Target | None  # None: passed on unchanged, observed only
     outgoing: Outgoing
     attempt: Attempt
 
@@ -77,6 +77,7 @@ class RoutedRequest:
             route=route.name,
         )
         self._body: Body | None = None
+        self._passes_unread: bool | None = None
         # The client's credentials, by what stands on the flow in their place.
         self._masked: dict[tuple[bytes, bytes], bytes] = {}
         self._masked_paths: dict[str, str] = {}
@@ -103,7 +104,7 @@ class RoutedRequest:
         """Read the flow as it stands now: what a person edited at an intercept counts."""
         request = self.flow.request
         raw = request.raw_content or b""
-        if self._body is None or self._body.raw is not raw:
+        if self._body is None or not (self._body.streamed or self._body.raw is raw):
             encoding = request.headers.get("content-encoding", "")
             self._body = Body(raw, encoding, limit=self._router.body_limit)
         _, port = url.parse_authority(request.host_header or "", check=False)
@@ -119,15 +120,19 @@ class RoutedRequest:
             ),
             body=self._body,
             address=(request.host, request.port),
+            multiplexed=request.is_http2 or request.is_http3,
         )
 
     def decide(self) -> RequestError | None:
         """Make the decision; return what the client has to be told instead, if so."""
         started = time.perf_counter()
         try:
-            self._decide()
+            request = self.client_request()
+            self.exchange.request_bytes = len(request.body.raw)
+            self.exchange.client_model = request.model
+            self._take(self._router.decide(self._route, request))
         except RequestError as error:
-            return error
+            return self._unless_observing(error)
         except Exception:
             logger.exception("no decision could be made")
             return InternalError("Pointsman failed to handle this request.")
@@ -135,12 +140,25 @@ class RoutedRequest:
             self.exchange.overhead += time.perf_counter() - started
         return None
 
-    def _decide(self) -> None:
+    def decide_unread(self) -> bool:
+        """Decide on a request that is too large to be read; tell whether it can pass unread."""
+        if self._passes_unread is None:
+            self._body = StreamedBody()
+            self._passes_unread = False
+            try:
+                decision = self._router.decide_unread(self._route, self.client_request())
+                if decision is not None:
+                    self._take(decision)
+                    self._passes_unread = True
+            except RequestError as error:
+                self._passes_unread = self._unless_observing(error) is None
+            except Exception:
+                logger.exception("no decision could be made")
+        return self._passes_unread
+
+    def _take(self, decision: Decision) -> None:
         exchange = self.exchange
-        request = self.client_request()
-        exchange.request_bytes = len(request.body.raw)
-        exchange.client_model = request.model
-        self.decision = decision = self._router.decide(self._route, request)
+        self.decision = decision
         exchange.rule = decision.rule.name
         exchange.provider = decision.target.provider
         exchange.provider_host = decision.target.host
@@ -148,43 +166,50 @@ class RoutedRequest:
             exchange.flag("OB")
         self._show()
 
+    def _unless_observing(self, error: RequestError) -> RequestError | None:
+        """Who only observes refuses nothing: what would have been refused is logged."""
+        if not (self._router.observe and isinstance(error, NoRouteError | NoTargetError)):
+            return error
+        self.exchange.flag(error.flag)
+        self.exchange.flag("OB")
+        return None
+
     def begin_call(self) -> Call | RequestError:
         """Make the request for the decision's target, from the flow as it stands now."""
         started = time.perf_counter()
-        assert self.decision
-        provider = self.decision.target.provider
+        decided = self.decision if self.decision and not self.decision.observe else None
         try:
-            return self._begin_call(self.decision)
+            return self._begin_call(decided.target if decided else None)
         except RequestError as error:
             return error
         except CredentialError as error:
-            logger.error("the key of provider %s: %s", provider, error)  # noqa: TRY400
-            return NoTargetError(f"The key of the provider {provider} is not available.")
+            logger.error("the key of provider %s: %s", self.exchange.provider, error)  # noqa: TRY400
+            return NoTargetError(f"The key of the provider {self.exchange.provider} is missing.")
         except Exception:
             logger.exception("a request could not be rewritten")
             return InternalError("Pointsman failed to handle this request.")
         finally:
             self.exchange.overhead += time.perf_counter() - started
 
-    def _begin_call(self, decision: Decision) -> Call:
-        exchange, target = self.exchange, decision.target
-        if decision.observe:
-            outgoing = forward(self.client_request())
+    def _begin_call(self, target: Target | None) -> Call:
+        exchange, request = self.exchange, self.client_request()
+        if target is None:
+            outgoing = forward(request)
         else:
             inject = self.asks_usage and self._router.asks_usage(target)
-            outgoing = rewrite(target, self.client_request(), inject_usage=inject)
+            outgoing = rewrite(target, request, inject_usage=inject)
         exchange.request_model = outgoing.model
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
         exchange.upstream_path = outgoing.path.partition("?")[0]
         self._api = detect(outgoing.method, outgoing.path) or self._api
         attempt = Attempt(
-            provider=outgoing.host if decision.observe else target.provider,
+            provider=target.provider if target else outgoing.host,
             provider_host=outgoing.host,
             started=time.perf_counter(),
         )
         exchange.attempts.append(attempt)
-        self.call = Call(decision, outgoing, attempt)
+        self.call = Call(target, outgoing, attempt)
         return self.call
 
     def wire_request(self, outgoing: Outgoing, *, absolute: bool) -> http.Request:
@@ -235,10 +260,12 @@ class RoutedRequest:
 
     def _learn(self, *, asked_usage: bool) -> None:
         assert self.call
+        if self.call.target is None:
+            return
         if asked_usage:
-            self._router.usage_accepted(self.call.decision.target)
+            self._router.usage_accepted(self.call.target)
         elif not self.asks_usage:
-            self._router.usage_refused(self.call.decision.target)
+            self._router.usage_refused(self.call.target)
 
     def _frame(self, response: http.Response, *, resized: bool) -> None:
         """Frame the body for the client's connection, which outlives the provider's."""
@@ -296,13 +323,15 @@ class RoutedRequest:
     def suspects_usage(self, said: bytes) -> tuple[bool, bool]:
         """Tell of a 400 whether it may be, and whether it says that it is, about our addition."""
         assert self.call
+        assert self.call.target
         named = b"stream_options" in said or b"include_usage" in said
-        return named or self._router.suspects_usage(self.call.decision.target), named
+        return named or self._router.suspects_usage(self.call.target), named
 
     def usage_refused(self) -> None:
         """Remember that this provider does not take the parameter."""
         assert self.call
-        self._router.usage_refused(self.call.decision.target)
+        assert self.call.target
+        self._router.usage_refused(self.call.target)
 
     def abandon(self, error: RequestError | None = None) -> None:
         """Close the exchange of a request that will see no more events."""

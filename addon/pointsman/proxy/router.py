@@ -11,8 +11,9 @@ from typing import Protocol
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError
 from pointsman.routing.balancing import DrawSequence, pick
-from pointsman.routing.matching import match
+from pointsman.routing.matching import match, reads_body
 from pointsman.routing.request import ClientRequest
+from pointsman.routing.rewriting import patches_body
 from pointsman.telemetry.exchange import Exchange
 
 DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
@@ -74,10 +75,26 @@ class Router:
             target = pick(rule, request, self._draws_of(rule))
         except ValueError:
             raise NoTargetError(
-                f"The rule {rule.name} of the route for {route.host} has no provider that applies"
-                " to this workload."
+                f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
+                " none has a weight and applies to this workload."
             ) from None
         return Decision(route, rule, target, observe=self.observe or rule.observe)
+
+    def decide_unread(self, route: Route, request: ClientRequest) -> Decision | None:
+        """Return the decision for a request whose body is too large to be read.
+
+        None: the decision, or the rewriting, needs the body. What is only accounted for or observed
+        never does.
+
+        Raises:
+            NoRouteError, NoTargetError: as `decide`.
+        """
+        if any(reads_body(rule) for rule in route.rules) and not self.observe:
+            return None
+        decision = self.decide(route, request)
+        if patches_body(decision.target, request) and not decision.observe:
+            return None
+        return decision
 
     def _draws_of(self, rule: Rule) -> DrawSequence:
         if rule.key not in self._draws:

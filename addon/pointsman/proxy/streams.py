@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import DropStream, HTTPMode, HttpStream, SendHttp
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _UNPROCESSABLE = frozenset({400, 422})
 _MAX_REFUSAL = 64 * 1024
+# What mitmproxy says when a provider goes away, over HTTP/1 and HTTP/2; it has no code for it.
+_CLOSED = ("closed connection", "connection closed", "stream reset")
 
 
 class Stream(HttpStream):
@@ -80,7 +83,7 @@ class Stream(HttpStream):
             super().state_wait_for_request_headers(event), HttpRequestHeadersHook, self._claim
         )
         if self.ours and self._too_large and self.client_state == self.state_consume_request_body:
-            yield from self._refuse_early(self.ours)
+            yield from self._over_the_limit(self.ours)
 
     def _claim(self) -> None:
         request = self.flow.request
@@ -93,7 +96,7 @@ class Stream(HttpStream):
         self.ours = RoutedRequest(self.router, self.flow, route, host)
         length = request.headers.get("content-length", "")
         self._too_large = length.isdecimal() and int(length) > self.router.body_limit
-        if self._too_large:
+        if self._too_large and not self.ours.decide_unread():
             request.headers.pop("expect", None)  # mitmproxy would answer: 100, continue
 
     def _client_host(self) -> str:
@@ -124,17 +127,54 @@ class Stream(HttpStream):
         elif isinstance(event, RequestData):
             self.request_body_buf += event.data
             if len(self.request_body_buf) > self.router.body_limit:
-                yield from self._refuse_early(self.ours)
+                yield from self._over_the_limit(self.ours)
         elif isinstance(event, RequestTrailers):
             self.flow.request.trailers = event.trailers
         else:
             yield from self._request_complete(self.ours)
 
-    def _refuse_early(self, ours: RoutedRequest) -> layer.CommandGenerator[None]:
-        """Answer 413 without waiting for the rest of the body, which is discarded."""
+    def _over_the_limit(self, ours: RoutedRequest) -> layer.CommandGenerator[None]:
+        """Pass a body on as it comes where no one has to read it; refuse it elsewhere."""
+        if not ours.decide_unread():
+            limit = self.router.body_limit
+            error = BodyTooLargeError(f"The request body is larger than {limit} bytes.")
+            yield from self._refuse_early(ours, error)
+            return
+        call = ours.begin_call()
+        if isinstance(call, RequestError):
+            yield from self._refuse_early(ours, call)
+            return
+        self.flow.request.stream = True
+        connection, failure = yield self._connection_for(call)
+        if failure:
+            call.attempt.end(time.perf_counter(), error=failure)
+            yield from self._refuse_early(ours, _connect_failure(failure))
+            return
+        if (yield from self.check_killed(True)):
+            return
+        self.context.server = self.flow.server_conn = connection
+        head = RequestHeaders(self.stream_id, self._wire_request(ours, call), end_stream=False)
+        yield SendHttp(head, connection)
+        self.client_state = self.state_stream_request_body
+        kept = bytes(self.request_body_buf)
         self.request_body_buf.clear()
-        limit = self.router.body_limit
-        ours.refuse(BodyTooLargeError(f"The request body is larger than {limit} bytes."))
+        if kept:
+            yield from self.state_stream_request_body(RequestData(self.stream_id, kept))
+
+    def state_stream_request_body(
+        self, event: RequestData | RequestEndOfMessage
+    ) -> layer.CommandGenerator[None]:
+        """Pass a body on as it comes."""
+        if self.ours and isinstance(event, RequestData):
+            self.ours.exchange.request_bytes += len(event.data)
+        yield from super().state_stream_request_body(event)
+
+    def _refuse_early(
+        self, ours: RoutedRequest, error: RequestError
+    ) -> layer.CommandGenerator[None]:
+        """Answer without waiting for the rest of the body, which is discarded."""
+        self.request_body_buf.clear()
+        ours.refuse(error)
         assert self.flow.response
         self.flow.response.headers["connection"] = "close"
         yield from self._send_local_response()
@@ -167,16 +207,7 @@ class Stream(HttpStream):
             ours.refuse(call)
             yield from self._send_local_response()
             return
-        outgoing = call.outgoing
-        connection, failure = yield GetProviderConnection(
-            outgoing.address,
-            outgoing.scheme == "https",
-            self.flow.server_conn.via,
-            "tcp",
-            sni=outgoing.tls.sni or outgoing.host,
-            settings=outgoing.tls,
-            fresh=fresh,
-        )
+        connection, failure = yield self._connection_for(call, fresh=fresh)
         if failure:
             yield from self._upstream_failed(ours, _connect_failure(failure), failure)
             return
@@ -187,14 +218,29 @@ class Stream(HttpStream):
         self.server_state = self.state_wait_for_response_headers
         yield from self._send_request(ours, call)
 
-    def _send_request(self, ours: RoutedRequest, call: Call) -> layer.CommandGenerator[None]:
-        server, body = self.context.server, call.outgoing.body
+    def _connection_for(self, call: Call, *, fresh: bool = False) -> GetProviderConnection:
+        outgoing = call.outgoing
+        return GetProviderConnection(
+            outgoing.address,
+            outgoing.scheme == "https",
+            self.flow.server_conn.via,
+            "tcp",
+            sni=outgoing.tls.sni or outgoing.host,
+            settings=outgoing.tls,
+            fresh=fresh,
+        )
+
+    def _wire_request(self, ours: RoutedRequest, call: Call) -> http.Request:
         absolute = (
             self.mode is HTTPMode.upstream
             and call.outgoing.scheme == "http"
-            and server.via is not None
+            and self.context.server.via is not None
         )
-        request = ours.wire_request(call.outgoing, absolute=absolute)
+        return ours.wire_request(call.outgoing, absolute=absolute)
+
+    def _send_request(self, ours: RoutedRequest, call: Call) -> layer.CommandGenerator[None]:
+        server, body = self.context.server, call.outgoing.body
+        request = self._wire_request(ours, call)
         trailers = request.trailers
         head_only = not (body or trailers)
         yield SendHttp(RequestHeaders(self.stream_id, request, head_only), server)
@@ -419,6 +465,6 @@ def _connect_failure(reason: str) -> UpstreamError:
 
 
 def _provider_failure(event: ResponseProtocolError) -> UpstreamError:
-    if "server closed connection" in event.message or event.code is ErrorCode.CANCEL:
+    if any(words in event.message for words in _CLOSED):
         return UpstreamResetError("The provider closed the connection before its answer was whole.")
     return UpstreamProtocolError("The provider's answer could not be understood.")

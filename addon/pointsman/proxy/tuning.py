@@ -1,8 +1,10 @@
 """What Pointsman changes about the mitmproxy that it runs in, and why each is safe."""
 
 import asyncio
+import io
 import logging
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +61,15 @@ def allow_parallel_calls(master: Master, client: Client) -> None:
     handler = master.addons.get("proxyserver").connections.get(client.id)
     if handler is not None:
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(_PARALLEL_CONNECTIONS))
+
+
+def write_log_lines_at_once() -> None:
+    """Write each line when it is logged: into a pipe Python would collect 8 kB of them first.
+
+    A container's log is a pipe, and the line that tells of a bad reload must not wait in it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 # These messages of mitmproxy quote what was on the wire: keys, prompts, answers.

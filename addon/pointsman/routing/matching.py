@@ -37,6 +37,13 @@ def explain(route: Route, request: ClientRequest) -> Iterator[Verdict]:
             return
 
 
+def reads_body(rule: Rule) -> bool:
+    """Tell whether the rule looks at the body: at its model, or for its affinity."""
+    if rule.affinity is not None and rule.affinity.body_field is not None:
+        return True
+    return any(c.kind == "model" for one in rule.matches for c in one.conditions)
+
+
 def _verdict(rule: Rule, request: ClientRequest) -> Verdict:
     if not rule.matches:
         return Verdict(rule, matched=True, reason="it has no matches, so it takes every request")

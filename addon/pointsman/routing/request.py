@@ -31,6 +31,11 @@ class Body:
         self._encoding = encoding
         self._limit = limit
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the body passes by without being read."""
+        return False
+
     @cached_property
     def fields(self) -> Mapping[str, msgspec.Raw]:
         """The top-level fields.
@@ -82,6 +87,18 @@ class Body:
         return str(fields) or None
 
 
+class StreamedBody(Body):
+    """A body that is passed on as it comes: too large to be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(b"", limit=0)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the body passes by without being read."""
+        return True
+
+
 @dataclass(frozen=True)
 class ClientRequest:
     """What the client asked for.
@@ -98,6 +115,7 @@ class ClientRequest:
     headers: Headers
     body: Body
     address: tuple[str, int]
+    multiplexed: bool = False  # HTTP/2 or later
 
     @cached_property
     def header_values(self) -> dict[str, str]:

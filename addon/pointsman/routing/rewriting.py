@@ -89,7 +89,8 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
     """
     same_host = normalise_host(request.host) == target.host
     chat = is_chat(target, request)
-    patched = _patch(target, request, inject_usage=inject_usage) if chat else None
+    readable = chat and not request.body.streamed
+    patched = _patch(target, request, inject_usage=inject_usage) if readable else None
     body = patched.body if patched else None
     scheme, port, address = _destination(target, request, same_host=same_host)
     set_headers = _set_headers(target.config)
@@ -129,11 +130,17 @@ def is_chat(target: Target, request: ClientRequest) -> bool:
     """Tell whether a request is for the chat endpoint: a POST to `/` or to any chat path."""
     if request.method != "POST":
         return False
-    path = request.bare_path
+    path = request.bare_path.rstrip("/")
     if path.endswith(_CHAT_ENDPOINT):
         return True
     # Without a config nothing is rewritten, so a bare "/" keeps the meaning the host gives it.
-    return target.config is not None and path in {"", "/", (target.path or "/").partition("?")[0]}
+    endpoint = (target.path or "").partition("?")[0].rstrip("/")
+    return target.config is not None and path in {"", endpoint}
+
+
+def patches_body(target: Target, request: ClientRequest) -> bool:
+    """Tell whether the target's config may change the request's body."""
+    return target.config is not None and is_chat(target, request)
 
 
 # --- destination ----------------------------------------------------------------------------------
@@ -239,6 +246,8 @@ def _headers(
     if upgrade:
         drop -= {b"connection", b"upgrade"}
         named = frozenset()
+    if request.multiplexed and request.header_values.get("te") == "trailers":
+        drop -= {b"te"}  # the one TE that HTTP/2 has (RFC 9113, 8.2.2); gRPC insists on it
     if body is not None:
         drop |= {b"content-encoding"}  # what is patched was decoded
     result = []
@@ -253,10 +262,20 @@ def _headers(
     if b"accept-encoding" in drop:
         result.append((b"accept-encoding", b"identity"))
     result.extend(set_headers.items())
-    length = len(request.body.raw if body is None else body)
-    if length or request.method in {"POST", "PUT", "PATCH"}:
-        result.append((b"content-length", b"%d" % length))
+    result.extend(_framing(request, body))
     return tuple(result)
+
+
+def _framing(request: ClientRequest, body: bytes | None) -> Headers:
+    if request.body.streamed:
+        length = request.header_values.get("content-length")
+        if length is not None:
+            return ((b"content-length", length.encode()),)
+        return () if request.multiplexed else ((b"transfer-encoding", b"chunked"),)
+    size = len(request.body.raw if body is None else body)
+    if size or request.method in {"POST", "PUT", "PATCH"}:
+        return ((b"content-length", b"%d" % size),)
+    return ()
 
 
 def _is_websocket(request: ClientRequest) -> bool:
