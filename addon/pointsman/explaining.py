@@ -16,7 +16,7 @@ from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.routing import matching
-from pointsman.routing.balancing import affinity_value, choose_by_hash
+from pointsman.routing.balancing import NoWeightError, affinity_value, choose_by_hash
 from pointsman.routing.request import Body, ClientRequest, text
 from pointsman.routing.rewriting import DEFAULT_PORTS, Outgoing, rewrite
 
@@ -121,7 +121,7 @@ def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
     value = affinity_value(rule.affinity, request)
     try:
         targets = _targets(rule, value)
-    except ValueError:
+    except NoWeightError:
         error = f"{NoTargetError.status}: no provider of the rule applies to this workload"
         return Explanation(said, name, steps, rule.observe, error=error)
     reached = tuple(_step(target, share, request) for target, share in targets)
@@ -134,7 +134,7 @@ def _targets(rule: Rule, affinity: str | None) -> list[tuple[Target, float]]:
         return [(choose_by_hash(rule.targets, affinity), 1.0)]
     total = sum(target.weight for target in rule.targets)
     if not total:
-        raise ValueError("no target has a weight")
+        raise NoWeightError
     return [(target, target.weight / total) for target in rule.targets if target.weight]
 
 

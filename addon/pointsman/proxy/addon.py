@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
-from pointsman.config.loading import Instance, Loaded, LoadError, load
+from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ProviderConnection
 from pointsman.proxy.layers import Layer
@@ -51,6 +51,7 @@ class Pointsman:
         self._watcher: asyncio.Task[None] | None = None
         self._rules = Path(DEFAULT_RULES)
         self._instance = Instance()
+        self._seen: object = None
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -84,8 +85,8 @@ class Pointsman:
             "llm_body_limit",
             str,
             "32m",
-            "The largest request body that is read, in bytes or with k, m, g. Larger ones pass unread"
-            " where they need no rewriting, and get 413 elsewhere.",
+            "The largest request body that is read, in bytes or with k, m, g. Larger ones pass"
+            " unread where they need no rewriting, and get 413 elsewhere.",
         )
         loader.add_option(
             "llm_observe",
@@ -95,6 +96,19 @@ class Pointsman:
         )
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
+        self._take_options()
+
+    def _take_options(self) -> None:
+        """Apply what `--set` says of our options now, as mitmproxy does next: but tell of a fault.
+
+        A value that is no bool, or an option that is set twice, makes mitmproxy drop this addon
+        without a word and pass everything through unrouted.
+        """
+        try:
+            ctx.options.process_deferred()
+        except exceptions.OptionsError as error:
+            logger.error("%s", error)  # noqa: TRY400 (see configure)
+            raise
 
     def configure(self, updated: set[str]) -> None:
         """Take over changed options.
@@ -102,6 +116,16 @@ class Pointsman:
         Raises:
             OptionsError: a value can't be used.
         """
+        try:
+            self._configure(updated)
+        except exceptions.OptionsError as error:
+            if self._running:
+                raise
+            # An error record during start-up makes mitmproxy exit with 1; raised, it would come
+            # with a traceback.
+            logger.error("%s", error)  # noqa: TRY400 (the message is for the options' author)
+
+    def _configure(self, updated: set[str]) -> None:
         if "llm_body_limit" in updated:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
@@ -158,16 +182,17 @@ class Pointsman:
 
     def _load_rules(self) -> None:
         self._rules = rules_path(ctx.options.llm_rules)
+        # Before they are read: what changes while they are is found by the watcher.
+        self._seen = fingerprint(self._rules)
         try:
             labels = parse_labels(ctx.options.llm_labels)
-            self._instance = Instance(labels=labels, gateways=frozenset(ctx.options.llm_gateways))
+        except (OSError, ValueError) as error:
+            raise exceptions.OptionsError(f"llm_labels: {error}") from None
+        self._instance = Instance(labels=labels, gateways=frozenset(ctx.options.llm_gateways))
+        try:
             loaded = load(self._rules, instance=self._instance)
-        except (LoadError, OSError, ValueError) as error:
-            if self._running:
-                raise exceptions.OptionsError(str(error)) from None
-            # An error record during start-up makes mitmproxy exit with 1.
-            logger.error("%s", error)  # noqa: TRY400 (the message is for the rules' author)
-            return
+        except LoadError as error:
+            raise exceptions.OptionsError(str(error)) from None
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
         self._go_live(loaded)
@@ -191,7 +216,7 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
         self._watcher = asyncio.get_running_loop().create_task(
-            watch_rules(self._rules, self._instance, self._go_live)
+            watch_rules(self._rules, self._instance, self._go_live, self._seen)
         )
 
     # --- connections ------------------------------------------------------------------------------

@@ -57,14 +57,21 @@ class Answer:
         """Read beside the stream: whatever happens here, the client's bytes are not touched."""
         assert self.reader is not None
         try:
-            if self._decoder is not None:
-                chunk = self._decoder.close() if end else self._decoder.feed(chunk)
-            if chunk:
-                self.reader.feed(chunk)
+            self.reader.feed(self._decoded(chunk, end=end))
             if end:
                 self.reader.close()
-        except Exception as fault:
-            if not isinstance(fault, ValueError):
-                _logger.exception("an answer could not be read; its usage is unknown")
-            self._decoder = None
+        except ValueError:
+            self.reader = None  # what can't be decoded stays unread
+        except Exception:
+            _logger.exception("an answer could not be read; its usage is unknown")
             self.reader = None
+
+    def _decoded(self, chunk: bytes, *, end: bool) -> bytes:
+        if self._decoder is None:
+            return chunk
+        if not end:
+            return self._decoder.feed(chunk)
+        try:
+            return self._decoder.close()
+        except Undecodable:
+            return b""  # cut short: what has been read still counts

@@ -17,12 +17,14 @@ _LOOK_EVERY_MS = 1000
 _DEBOUNCE_MS = 200
 
 
-async def watch_rules(path: Path, instance: Instance, go_live: Callable[[Loaded], None]) -> None:
+async def watch_rules(
+    path: Path, instance: Instance, go_live: Callable[[Loaded], None], seen: object
+) -> None:
     """Load the rules again whenever they change, until cancelled.
 
-    A bad reload keeps what is live and logs every error.
+    `seen` is their fingerprint from before they were loaded. A bad reload keeps what is live and
+    logs every error.
     """
-    seen = fingerprint(path)
     while True:
         async for _ in _ticks(path):
             now = await asyncio.to_thread(fingerprint, path)

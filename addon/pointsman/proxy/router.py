@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError
-from pointsman.routing.balancing import DrawSequence, pick
+from pointsman.routing.balancing import DrawSequence, NoWeightError, pick
 from pointsman.routing.matching import match, reads_body
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
@@ -59,6 +59,7 @@ class Router:
         keys = {rule.key for route in routes for rule in route.rules}
         self._draws = {key: draws for key, draws in self._draws.items() if key in keys}
         self._usage_refused.clear()
+        self._usage_accepted.clear()
         self.table = table
 
     def decide(self, route: Route, request: ClientRequest) -> Decision:
@@ -73,7 +74,7 @@ class Router:
             raise NoRouteError(f"No rule of the route for {route.host} matches this request.")
         try:
             target = pick(rule, request, self._draws_of(rule))
-        except ValueError:
+        except NoWeightError:
             raise NoTargetError(
                 f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
                 " none has a weight and applies to this workload."

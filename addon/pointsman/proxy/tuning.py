@@ -76,7 +76,9 @@ def write_log_lines_at_once() -> None:
 _QUOTING = re.compile(
     r"(Client closed connection before completing request headers"
     r"|unexpected server response|Unexpected data from server"
-    r"|Cannot parse HTTP response|HTTP/1 protocol error).*",
+    r"|Cannot parse HTTP response|HTTP/1 protocol error"
+    r"|Bad HTTP request line|Bad HTTP response line|Invalid header line"
+    r"|invalid content-length header|Invalid HTTP header).*",
     re.DOTALL,
 )
 

@@ -10,6 +10,7 @@ and go, only the values of those move.
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from pointsman.config.resources import Affinity
 from pointsman.config.table import Rule, Target
@@ -17,6 +18,10 @@ from pointsman.routing.request import ClientRequest
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _HASH_BITS = 52  # so that neither 0 nor 1 can come out by rounding
+
+
+class NoWeightError(ValueError):
+    """None of the targets has a weight, so none can be chosen."""
 
 
 class DrawSequence:
@@ -37,29 +42,25 @@ def choose(targets: Sequence[Target], r: float) -> Target:
     """Return the target whose interval of the weights holds `r`, a number in [0, 1).
 
     Raises:
-        ValueError: no target has a weight.
+        NoWeightError: no target has a weight.
     """
     total = sum(target.weight for target in targets)
     if total <= 0:
-        raise ValueError("no target has a weight")
-    threshold, reached = r * total, 0
-    for target in targets:
-        reached += target.weight
-        if threshold < reached:
-            return target
-    # r * total may round up to total.
-    return next(target for target in reversed(targets) if target.weight)
+        raise NoWeightError
+    threshold = r * total
+    reached = accumulate(target.weight for target in targets)
+    return next(target for target, end in zip(targets, reached, strict=True) if threshold < end)
 
 
 def choose_by_hash(targets: Sequence[Target], value: str) -> Target:
     """Return the target that this value belongs to (weighted rendezvous hashing).
 
     Raises:
-        ValueError: no target has a weight.
+        NoWeightError: no target has a weight.
     """
     weighted = [target for target in targets if target.weight > 0]
     if not weighted:
-        raise ValueError("no target has a weight")
+        raise NoWeightError
     return max(weighted, key=lambda target: target.weight / -math.log(_unit(target.host, value)))
 
 
@@ -86,7 +87,7 @@ def pick(rule: Rule, request: ClientRequest, draws: DrawSequence) -> Target:
     """Return the target of a rule for this request.
 
     Raises:
-        ValueError: no target has a weight.
+        NoWeightError: no target has a weight.
     """
     value = affinity_value(rule.affinity, request)
     if value is not None:

@@ -1,5 +1,6 @@
 """The client's request as routing sees it, and the fields of its JSON body."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,17 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def text(value: bytes) -> str:
     """Decode a header value for matching; what is not UTF-8 becomes U+FFFD."""
     return value.decode("utf-8", "replace")
+
+
+def _lenient(body: bytes) -> Mapping[str, msgspec.Raw]:
+    """Decode what msgspec refuses and Python's clients send: lone surrogates (a cut emoji), NaN."""
+    try:
+        fields = json.loads(body)
+        if isinstance(fields, dict):
+            return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in fields.items()}
+    except (ValueError, RecursionError):
+        pass
+    raise MalformedBodyError("The request body is not a JSON object.")
 
 
 class Body:
@@ -45,10 +57,11 @@ class Body:
             UnsupportedEncodingError: it can't be decompressed.
             BodyTooLargeError: it can't be within the limit.
         """
+        decoded = self._decoded()
         try:
-            return _FIELDS.decode(self._decoded())
+            return _FIELDS.decode(decoded)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise MalformedBodyError("The request body is not a JSON object.") from None
+            return _lenient(decoded)
 
     def _decoded(self) -> bytes:
         try:

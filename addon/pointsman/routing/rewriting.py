@@ -37,7 +37,15 @@ HOP_BY_HOP = frozenset(
 )
 # Headers that carry a client's key, in the APIs that we know.
 CREDENTIAL_HEADERS = frozenset(
-    {b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"proxy-authorization"}
+    {
+        b"api-key",
+        b"authorization",
+        b"ocp-apim-subscription-key",  # Azure API Management
+        b"proxy-authorization",
+        b"x-amz-security-token",
+        b"x-api-key",
+        b"x-goog-api-key",
+    }
 )
 # What belongs to the account of the client's key and would contradict another's.
 _ACCOUNT_HEADERS = frozenset({b"openai-organization", b"openai-project"})
@@ -333,8 +341,8 @@ def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Pa
     asked_usage = False
     if stream and inject_usage:
         asked_usage = _ask_usage(fields.get("stream_options", _NULL), changes)
-    elif not stream and "stream_options" in fields and config is not None:
-        changes["stream_options"] = None  # refused without stream
+    elif config is not None and config.stream is False and "stream_options" in fields:
+        changes["stream_options"] = None  # providers refuse it without stream
     body = None
     if changes:
         merged = {**fields, **changes}

@@ -1,10 +1,11 @@
 """The access log: one JSON object a line for each exchange, by structlog.
 
-Writing it never fails a request: what can't be written is counted and told once.
+Writing it never fails a request: that it can't be written is told once.
 """
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,10 +55,24 @@ class AccessLog:
     def close(self) -> None:
         """Close a file of our own; standard output stays open."""
         if self._own and self._file is not None:
-            self._file.close()
+            # What could not be written is tried again here; that it fails has been told.
+            with suppress(OSError):
+                self._file.close()
         self._file = None
 
 
 def _render(_: object, __: str, entry: structlog.typing.EventDict) -> bytes:
     head = {"event": entry.pop("event"), "timestamp": entry.pop("timestamp")}
-    return msgspec.json.encode({**head, **entry})
+    line = {**head, **entry}
+    try:
+        return msgspec.json.encode(line)
+    except UnicodeEncodeError:
+        # A client's bytes that are no text, such as in its path: they must not cost the line.
+        return msgspec.json.encode({name: _valid(value) for name, value in line.items()})
+
+
+def _valid(value: object) -> object:
+    """Replace lone surrogates, which no JSON may hold, by U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value

@@ -1,0 +1,65 @@
+import pytest
+
+from pointsman.protocols.usage import Usage
+from pointsman.telemetry.cost import cost_usd
+
+OPENAI = "api.openai.com"
+
+
+def cost(usage: Usage | None, *models: str | None, host: str | None = OPENAI) -> float | None:
+    return cost_usd(usage, provider_host=host, models=models)
+
+
+def test_a_known_model_has_its_list_price() -> None:
+    price = cost(Usage(1000, 500), "gpt-4o")
+    assert price is not None
+    assert 0.0001 < price < 0.1
+
+
+def test_the_price_grows_with_the_tokens() -> None:
+    one, ten = cost(Usage(1000, 500), "gpt-4o"), cost(Usage(10_000, 5000), "gpt-4o")
+    assert one is not None
+    assert ten == pytest.approx(10 * one)
+
+
+def test_cached_tokens_are_cheaper() -> None:
+    plain = cost(Usage(1000, 500), "gpt-4o")
+    cached = cost(Usage(1000, 500, cached_tokens=800), "gpt-4o")
+    assert plain is not None
+    assert cached is not None
+    assert 0 < cached < plain
+
+
+def test_unknown_completion_tokens_cost_nothing_and_do_not_fail() -> None:
+    prompt_only, both = cost(Usage(1000), "gpt-4o"), cost(Usage(1000, 500), "gpt-4o")
+    assert prompt_only is not None
+    assert both is not None
+    assert prompt_only < both
+
+
+@pytest.mark.parametrize(
+    ("usage", "models", "host"),
+    [
+        (None, ("gpt-4o",), OPENAI),
+        (Usage(), ("gpt-4o",), OPENAI),
+        (Usage(completion_tokens=5), ("gpt-4o",), OPENAI),
+        (Usage(10, 5), (), OPENAI),
+        (Usage(10, 5), (None, ""), OPENAI),
+        (Usage(10, 5), ("no-such-model-0",), OPENAI),
+        (Usage(10, 5), ("gpt-4o",), None),
+        (Usage(10, 5), ("gpt-4o",), "llm.internal.test"),
+        (Usage(10, 5, cached_tokens=99), ("gpt-4o",), OPENAI),  # counts that contradict each other
+    ],
+)
+def test_a_price_that_is_not_known_is_none(
+    usage: Usage | None, models: tuple[str | None, ...], host: str | None
+) -> None:
+    assert cost(usage, *models, host=host) is None
+
+
+def test_the_first_model_that_is_known_counts() -> None:
+    usage = Usage(1000, 500)
+    cheap, dear = cost(usage, "gpt-4o-mini"), cost(usage, "gpt-4o")
+    assert cost(usage, "gpt-4o", "gpt-4o-mini") == dear
+    assert cost(usage, None, "no-such-model-0", "gpt-4o-mini") == cheap
+    assert cheap != dear
