@@ -211,9 +211,11 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an unexpected failure is one line unless POINTSMAN_DEBUG is set."""
+    """Run the command line."""
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:
         # The reader has seen enough (`| head`); Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

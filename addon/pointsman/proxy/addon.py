@@ -22,6 +22,7 @@ from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
+from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ProviderConnection
 from pointsman.proxy.layers import Layer
@@ -291,11 +292,10 @@ def rules_path(option: str) -> Path:
     path = Path(option).expanduser()
     if option != DEFAULT_RULES or path.exists():
         return path
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package.parents[1] / DEFAULT_RULES, package / "default_rules"):
-        if candidate.is_dir():
-            return candidate
-    return path
+    try:
+        return default_rules()
+    except FileNotFoundError:
+        return path
 
 
 def parse_size(text: str) -> int:
