@@ -1,4 +1,6 @@
 import pytest
+from genai_prices import Usage as PricedUsage
+from genai_prices import calc_price
 
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.cost import cost_usd
@@ -63,3 +65,43 @@ def test_the_first_model_that_is_known_counts() -> None:
     assert cost(usage, "gpt-4o", "gpt-4o-mini") == dear
     assert cost(usage, None, "no-such-model-0", "gpt-4o-mini") == cheap
     assert cheap != dear
+
+
+@pytest.mark.parametrize(
+    ("host", "model"),
+    [
+        (OPENAI, "gpt-4o"),
+        (OPENAI, "gpt-4o-mini-2024-07-18"),
+        (OPENAI, "text-embedding-3-small"),
+        (
+            "api.anthropic.com",
+            "claude-sonnet-4-5",
+        ),  # tiers, or cache writes at a price of their own
+        ("generativelanguage.googleapis.com", "gemini-2.5-pro"),
+        ("api.deepseek.com", "deepseek-chat"),  # prices by the time of day, at times
+        ("api.groq.com", "llama-3.3-70b-versatile"),
+        ("api.moonshot.cn", "moonshot-v1-8k"),
+        ("api.mistral.ai", "mistral-large-latest"),
+    ],
+)
+@pytest.mark.parametrize(
+    "usage",
+    [
+        Usage(1, 1),
+        Usage(1234, 567, cached_tokens=1000),
+        Usage(300_000, 10, cached_tokens=200_000, cache_write_tokens=50_000),
+        Usage(10),
+    ],
+)
+def test_the_price_is_the_librarys(host: str, model: str, usage: Usage) -> None:
+    library = calc_price(
+        PricedUsage(
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens or 0,
+            cache_read_tokens=usage.cached_tokens or 0,
+            cache_write_tokens=usage.cache_write_tokens or 0,
+        ),
+        model,
+        provider_api_url=f"https://{host}/",
+    )
+    assert cost(usage, model, host=host) == pytest.approx(float(library.total_price))

@@ -150,7 +150,7 @@ class Pointsman:
             ctx.options.save_stream_file or ctx.options.hardump
         )
         if isinstance(ctx.master, DumpMaster):
-            tuning.remove_idle_addons(ctx.master)
+            tuning.slim_down(ctx.master)
         tuning.redact_proxy_log()
         load_prices()
         self._watch()

@@ -91,7 +91,8 @@ class RoutedRequest:
         fields = []
         for name, value in request.headers.fields:
             shown = value
-            if name.lower() in CREDENTIAL_HEADERS:
+            # With a space after its name a header is refused, but the flow is kept.
+            if name.strip().lower() in CREDENTIAL_HEADERS:
                 shown = mask(text(value)).encode()
                 self._masked[name, shown] = value
             fields.append((name, shown))

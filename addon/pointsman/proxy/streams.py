@@ -401,6 +401,8 @@ class Stream(HttpStream):
     def _fail_closed(self, ours: RoutedRequest) -> layer.CommandGenerator[None]:
         """After a fault of our own: end the request, forward nothing more of it."""
         error = InternalError("Pointsman failed to handle this request.")
+        if not self._answering:
+            ours.refuse(error)  # before the exchange is closed: its status is the client's
         ours.abandon(error)
         if self.server_state in (
             self.state_wait_for_response_headers,
@@ -414,7 +416,6 @@ class Stream(HttpStream):
             yield SendHttp(broken, self.context.client)
             yield DropStream(self.stream_id)
         else:
-            ours.refuse(error)
             assert self.flow.response
             content = self.flow.response.raw_content or b""
             head = ResponseHeaders(self.stream_id, self.flow.response)

@@ -1,16 +1,36 @@
-"""List prices, from the data that the genai-prices package ships. Nothing is fetched."""
+"""List prices, from the data that the genai-prices package ships. Nothing is fetched.
 
+A lookup there costs as much as half of a request's routing. So where a price is linear (no tiers,
+no times of day), the rates of a model are looked up once; elsewhere each call is looked up.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
+from genai_prices.types import ModelPrice, PriceCalculation, TieredPrices
 
 from pointsman.protocols.usage import Usage
+
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """US dollars for a million tokens of each kind; `fee` for the request itself."""
+
+    prompt: Decimal
+    cached: Decimal
+    written: Decimal
+    completion: Decimal
+    fee: Decimal
 
 
 def load_prices() -> None:
     """Load the data now: it takes a tenth of a second, which the first request should not wait."""
-    _is_listed("https://api.openai.com/", "gpt-4o")
+    _look_up(PricedUsage(input_tokens=1), "https://api.openai.com/", "gpt-4o")
 
 
 def cost_usd(
@@ -23,33 +43,69 @@ def cost_usd(
     if usage is None or provider_host is None or usage.prompt_tokens is None:
         return None
     for model in models:
-        if model and (price := _price(usage, provider_host, model)) is not None:
+        if model and (price := _price(usage, f"https://{provider_host}/", model)) is not None:
             return price
     return None
 
 
-def _price(usage: Usage, provider_host: str, model: str) -> float | None:
-    url = f"https://{provider_host}/"
-    if not _is_listed(url, model):
+def _price(usage: Usage, url: str, model: str) -> float | None:
+    listed, rates = _rates(url, model)
+    if not listed:
         return None
-    priced = PricedUsage(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        cache_read_tokens=usage.cached_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
+    prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
+    if cached + written > prompt:
+        return None  # counts that contradict each other
+    if rates is None:
+        priced = _usage(prompt, cached, written, completion)
+        found = _look_up(priced, url, model)
+        return None if found is None else float(found.total_price)
+    total = (
+        (prompt - cached - written) * rates.prompt
+        + cached * rates.cached
+        + written * rates.written
+        + completion * rates.completion
     )
-    try:
-        return float(calc_price(priced, model, provider_api_url=url).total_price)
-    except (LookupError, ValueError):
-        # ValueError: counts that contradict each other, such as more cached than prompt tokens.
-        return None
+    return float(rates.fee + total / _MILLION)
 
 
 # Models come from clients: bounded.
 @lru_cache(maxsize=1024)
-def _is_listed(url: str, model: str) -> bool:
+def _rates(url: str, model: str) -> tuple[bool, _Rates | None]:
+    """Return whether the model is listed, and its rates if they are linear."""
+    found = _look_up(PricedUsage(input_tokens=1), url, model)
+    if found is None:
+        return False, None
+    steady = isinstance(found.model.prices, ModelPrice)
+    tiered = any(isinstance(price, TieredPrices) for price in vars(found.model_price).values())
+    if tiered or not steady:
+        return True, None
+
+    def price(prompt: int = 0, cached: int = 0, written: int = 0, completion: int = 0) -> Decimal:
+        looked_up = _look_up(_usage(prompt, cached, written, completion), url, model)
+        return looked_up.total_price if looked_up else Decimal(0)
+
+    fee = price()
+    return True, _Rates(
+        prompt=price(prompt=_MILLION) - fee,
+        cached=price(prompt=_MILLION, cached=_MILLION) - fee,
+        written=price(prompt=_MILLION, written=_MILLION) - fee,
+        completion=price(completion=_MILLION) - fee,
+        fee=fee,
+    )
+
+
+def _usage(prompt: int, cached: int, written: int, completion: int) -> PricedUsage:
+    return PricedUsage(
+        input_tokens=prompt,
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=completion,
+    )
+
+
+def _look_up(usage: PricedUsage, url: str, model: str) -> PriceCalculation | None:
     try:
-        calc_price(PricedUsage(input_tokens=1), model, provider_api_url=url)
+        return calc_price(usage, model, provider_api_url=url)
     except (LookupError, ValueError):
-        return False
-    return True
+        return None
