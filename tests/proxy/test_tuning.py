@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from mitmproxy import exceptions, hooks
 from mitmproxy.addonmanager import AddonManager
-from mitmproxy.proxy.layers.http import HttpRequestHook
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHook
 from mitmproxy.test import taddons, tflow
 
 from pointsman.proxy import tuning
