@@ -10,6 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pointsman.demo.play_rules import Examples, RuleSet, RulesFolder, Written
 
 START_SECONDS = 20.0
 RELOAD_SECONDS = 5.0
+REASON_SECONDS = 0.3
 REASON_LINES = 6
 CHUNK_SECONDS = 0.06
 
@@ -73,6 +75,7 @@ class Stage:
             what=f"reload of {rules.example}",
         )
         if not live:
+            time.sleep(REASON_SECONDS)  # the reason is said in the lines that follow
             said_last = self.proxy.lines.last(REASON_LINES)
             raise StageError("\n  ".join(["mitmdump did not take the rules:", *said_last]))
         return written
