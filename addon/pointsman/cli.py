@@ -165,8 +165,9 @@ def run(
     context: typer.Context,
     *,
     rules: Annotated[
-        str, typer.Option("--rules", help="Directory or file with the manifests.")
-    ] = "rules",
+        str | None,
+        typer.Option("--rules", help="Directory or file with the manifests.  [default: rules]"),
+    ] = None,
 ) -> None:
     """Run mitmdump with the addon and a sidecar's defaults.
 

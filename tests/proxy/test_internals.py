@@ -47,6 +47,8 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         (HttpStream.check_body_size, ["self", "request"]),
         (HttpStream.check_invalid, ["self", "request"]),
         (HttpStream.check_killed, ["self", "emit_error_hook"]),
+        (HttpStream.handle_connect_regular, ["self"]),
+        (HttpStream.handle_connect_finish, ["self"]),
         (HttpStream.handle_protocol_error, ["self", "event"]),
         (_upstream_proxy.HttpUpstreamProxy.make, ["ctx", "send_connect"]),
         (tls.ServerTLSLayer.__init__, ["self", "context", "conn"]),

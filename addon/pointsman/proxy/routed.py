@@ -7,7 +7,9 @@ the client's own, which is masked on the flow and kept aside.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mitmproxy import http
 from mitmproxy.net.http import url
@@ -353,14 +355,21 @@ class RoutedRequest:
             exchange.status = self.flow.response.status_code
         if self.call is not None:
             self.call.attempt.end(now, error=error)
-        try:
-            self._account(source)
-            self._show()
-            exchange.overhead += time.perf_counter() - now
-            self._router.emit(exchange)
-        except Exception:
-            logger.exception("an exchange could not be accounted for")
+        steps: list[Callable[[], None]] = [
+            partial(self._account, source),
+            self._show,
+            partial(self._emit, now),
+        ]
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                logger.exception("a request could not be accounted for in full")
         self._router.closed(self.flow.client_conn.id, self)
+
+    def _emit(self, ended: float) -> None:
+        self.exchange.overhead += time.perf_counter() - ended
+        self._router.emit(self.exchange)
 
     def _account(self, source: UsageSource | None) -> None:
         reader, exchange = self.answer.reader if self.answer else None, self.exchange

@@ -7,21 +7,30 @@ from mitmproxy.tools.main import mitmdump
 
 from pointsman.locations import addon_script
 
-_DEFAULTS = (
-    "flow_detail=0",
-    "termlog_verbosity=warn",
-    "connection_strategy=lazy",
+_DEFAULTS = {
+    "flow_detail": "0",
+    "termlog_verbosity": "warn",
+    "connection_strategy": "lazy",
     # A pod's own address may be a public one, and its callers are in the pod.
-    "block_global=false",
-)
+    "block_global": "false",
+}
 
 
-def run(rules: str, arguments: Sequence[str]) -> int:
-    """Run mitmdump until it ends and return its exit status; later options win over ours."""
-    own = [part for default in _DEFAULTS for part in ("--set", default)]
-    command = ["-s", str(addon_script()), *own, "--set", f"llm_rules={rules}", *arguments]
+def command_line(rules: str | None, arguments: Sequence[str]) -> list[str]:
+    """Return mitmdump's arguments: what the user sets takes the place of our defaults."""
+    settings = dict(_DEFAULTS)
+    if rules is not None:
+        settings["llm_rules"] = rules
+    for argument in arguments:
+        settings.pop(argument.removeprefix("--set=").partition("=")[0], None)
+    own = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return ["-s", str(addon_script()), *own, *arguments]
+
+
+def run(rules: str | None, arguments: Sequence[str]) -> int:
+    """Run mitmdump until it ends and return its exit status."""
     try:
-        mitmdump(command)
+        mitmdump(command_line(rules, arguments))
     except SystemExit as stop:
         if isinstance(stop.code, str):
             sys.stderr.write(f"{stop.code}\n")

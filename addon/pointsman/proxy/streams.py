@@ -16,6 +16,7 @@ from typing import Any
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import TCPLayer
 from mitmproxy.proxy.layers.http import DropStream, HTTPMode, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
@@ -49,6 +50,7 @@ from pointsman.proxy.router import Router
 
 logger = logging.getLogger(__name__)
 
+_WEB_PORTS = frozenset({80, 443, 8080, 8443})
 _UNPROCESSABLE = frozenset({400, 422})
 _MAX_REFUSAL = 64 * 1024
 # What mitmproxy says when a provider goes away, over HTTP/1 and HTTP/2; it has no code for it.
@@ -104,6 +106,20 @@ class Stream(HttpStream):
         if self.mode is not HTTPMode.transparent:
             return request.host  # absolute-form: it takes precedence (RFC 9112, 3.2.2)
         return request.pretty_host if request.host_header else self.context.client.sni or ""
+
+    def handle_connect_regular(self) -> layer.CommandGenerator[None]:
+        """Open a tunnel. Beside the web's ports the server may have to speak first (SMTP, MySQL).
+
+        So for a host that is not ours the bytes are relayed at once; elsewhere the client's first
+        bytes, with their server name, decide.
+        """
+        assert self.context.server.address
+        host, port = self.context.server.address
+        if port not in _WEB_PORTS and self.router.table.lookup(host) is None:
+            self.child_layer = TCPLayer(self.context, ignore=True)
+            yield from self.handle_connect_finish()  # type: ignore[no-untyped-call]
+        else:
+            yield from super().handle_connect_regular()  # type: ignore[no-untyped-call]
 
     def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:  # noqa: FBT001
         """Leave requests of ours to our own limit; their answers are always streamed."""
@@ -367,7 +383,11 @@ class Stream(HttpStream):
             yield from super().handle_protocol_error(event)
         elif isinstance(event, RequestProtocolError):
             ours.abandon()
-            yield from super().handle_protocol_error(event)
+            # mitmproxy's message may quote the client's bytes after a colon.
+            what = event.message.partition(":")[0]
+            yield from super().handle_protocol_error(
+                RequestProtocolError(self.stream_id, what, event.code)
+            )
         else:
             # mitmproxy's message may quote the provider's bytes.
             error = _provider_failure(event)
