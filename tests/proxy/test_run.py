@@ -1,11 +1,13 @@
 """`pointsman run`: what mitmdump is started with."""
 
+from itertools import pairwise
+
 from pointsman.locations import addon_script
 from pointsman.proxy.run import command_line
 
 
 def settings(arguments: list[str]) -> dict[str, str]:
-    pairs = zip(arguments, arguments[1:], strict=False)
+    pairs = pairwise(arguments)
     return dict(value.split("=", 1) for flag, value in pairs if flag == "--set")
 
 
