@@ -79,17 +79,31 @@ def test_a_key_comes_from_where_the_manifest_says(
         ("{apiKeyFrom: {env: MISSING}}", "apiKeyFrom.env", "variable MISSING is not set"),
         ("{apiKeyFrom: {file: none}}", "apiKeyFrom.file", "the key file rules/none can't be read"),
         ("{apiKey: ' '}", "apiKey", "the key is empty"),
+        ("{apiKey: '${NAME'}", "apiKey", "is not closed; write ${NAME}"),
+        ("{headers: {X-Org: 'a ${NAME'}}", "headers.x-org", "is not closed; write ${NAME}"),
+        ("{apiKey: Bearer sk-x}", "apiKey", "write the key alone, without Bearer"),
+        ("{apiKey: 'Bearer ${KEY}'}", "apiKey", "write the key alone, without Bearer"),
+        ("{apiKeyFrom: {env: BEARER}}", "apiKeyFrom.env", "without Bearer"),
+        ("{apiKeyFrom: {file: key}}", "apiKeyFrom.file", "the key file rules/key begins with"),
         ("{headers: {X-Org: '${MISSING}'}}", "headers.x-org", "variable MISSING is not set"),
         ("{headers: {X-Org: '${BREAK}'}}", "headers.x-org", "control characters"),
     ],
 )
 def test_a_credential_that_cannot_be_had_is_told_where_it_stands(
-    problems: Fail, config: str, field: str, gist: str
+    problems: Fail, folder: Path, config: str, field: str, gist: str
 ) -> None:
-    (problem,) = problems(with_config(config), environ={"BREAK": "a\r\nb"})
+    (folder / "key").write_text(f"Bearer {KEY}\n")
+    environ = {"BREAK": "a\r\nb", "BEARER": f"Bearer {KEY}", "KEY": KEY}
+    (problem,) = problems(with_config(config), environ=environ)
     assert problem.line == 8
     assert problem.field == f"spec.configs.defaultConfig.openAIConfig.{field}"
     assert gist in problem.message
+    assert "0123456789" not in problem.message
+
+
+def test_a_header_may_hold_what_a_key_may_not(rules: Load) -> None:
+    loaded = rules(with_config("{headers: {Authorization: Bearer sk-x}}"))
+    assert config(loaded).headers == {"authorization": "Bearer sk-x"}
 
 
 def test_each_header_knows_its_line_though_it_lost_its_case(problems: Fail) -> None:
@@ -196,9 +210,14 @@ def test_the_connection_settings_of_a_provider_reach_its_target(rules: Load) -> 
 
 def test_certificates_stand_relative_to_the_manifest(rules: Load, folder: Path) -> None:
     trustme.CA().cert_pem.write_to_path(folder / "ca.pem")
-    added = "  tls: {caFile: ca.pem, sni: X.test, insecureSkipVerify: true}\n"
-    expected = TlsSettings("rules/ca.pem", "x.test", verify=False)
+    added = "  tls: {caFile: ca.pem, sni: X.test, insecureSkipVerify: false}\n"
+    expected = TlsSettings("rules/ca.pem", "x.test", verify=True)
     assert target(rules(PROVIDER + added)).tls == expected
+
+
+def test_verification_can_be_switched_off(rules: Load) -> None:
+    added = "  tls: {insecureSkipVerify: true}\n"
+    assert target(rules(PROVIDER + added)).tls == TlsSettings(verify=False)
 
 
 @pytest.mark.parametrize(

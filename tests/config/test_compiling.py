@@ -3,7 +3,18 @@ from collections.abc import Callable
 import pytest
 
 from pointsman.config.loading import Instance, Loaded
-from pointsman.config.table import Condition, Route, Rule
+from pointsman.config.table import (
+    DEFAULT_CONNECT_TIMEOUT,
+    RETRY_BY_DEFAULT,
+    CallConfig,
+    Condition,
+    Ejection,
+    RetryPolicy,
+    Route,
+    Rule,
+    Target,
+    TimeLimits,
+)
 
 type Load = Callable[..., Loaded]
 
@@ -213,10 +224,10 @@ def test_conditions_test_what_they_say(
     assert [v for v in yes + no if found.test(v)] == yes
 
 
-@pytest.mark.parametrize("kind", ["path", "method", "model"])
-def test_a_bare_text_is_exact_for_what_is_not_a_header(rules: Load, kind: str) -> None:
-    found = condition(rules, f"{{{kind}: POST}}")
-    assert (found.kind, found.name, found.text) == (kind, "", "= POST")
+@pytest.mark.parametrize(("kind", "value"), [("path", "/v1"), ("method", "GET"), ("model", "m")])
+def test_a_bare_text_is_exact_for_what_is_not_a_header(rules: Load, kind: str, value: str) -> None:
+    found = condition(rules, f"{{{kind}: {value}}}")
+    assert (found.kind, found.name, found.text) == (kind, "", f"= {value}")
 
 
 def test_what_stands_in_one_match_becomes_its_conditions(rules: Load) -> None:
@@ -242,3 +253,155 @@ def test_affinity_and_mode_reach_the_rule(rules: Load) -> None:
     assert rule.affinity is not None
     assert rule.affinity.header == "x-user"
     assert not found(rules(P, route("r", "r")), "r").rules[0].observe
+
+
+# --- failing over and mirroring -------------------------------------------------------------------
+
+
+def target(rules: Load, more: str) -> Target:
+    return found(rules(provider("p", more)), "p.test").rules[0].targets[0]
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "expected"),
+    [
+        ("", TimeLimits()),
+        ("  timeouts: {}\n", TimeLimits()),
+        ("  timeouts: {connect: 250ms}\n", TimeLimits(connect=0.25)),
+        ("  timeouts: {idle: 1m30s}\n", TimeLimits(idle=90.0)),
+        ("  timeouts: {firstByte: 2.5s}\n", TimeLimits(DEFAULT_CONNECT_TIMEOUT, first_byte=2.5)),
+    ],
+)
+def test_time_limits_are_the_targets_and_only_connecting_has_a_default(
+    rules: Load, timeouts: str, expected: TimeLimits
+) -> None:
+    assert target(rules, timeouts).limits == expected
+
+
+@pytest.mark.parametrize(
+    ("detection", "expected"),
+    [
+        ("", Ejection()),
+        ("  outlierDetection: {}\n", Ejection()),
+        ("  outlierDetection: {consecutiveFailures: 1}\n", Ejection(consecutive_failures=1)),
+        ("  outlierDetection: {baseEjection: 1s, maxEjection: 1s}\n", Ejection(5, 1.0, 1.0)),
+        ("  outlierDetection: {maxEjection: 1h}\n", Ejection(most=3600.0)),
+    ],
+)
+def test_ejection_is_the_targets_with_its_defaults(
+    rules: Load, detection: str, expected: Ejection
+) -> None:
+    assert target(rules, detection).ejection == expected
+
+
+def ruled(rules: Load, more: str, *others: str, instance: Instance | None = None) -> Loaded:
+    text = f"  - name: vip\n    backendRefs: [{{providerHost: p.test}}]\n    {more}"
+    return rules(P, *others, route("r", "r", text), instance=instance)
+
+
+@pytest.mark.parametrize(
+    ("retry", "expected"),
+    [
+        ("", RetryPolicy()),
+        ("retry: {attempts: 1}", RetryPolicy(attempts=1)),
+        ("retry: {on: [429, 5xx, 429]}", RetryPolicy(on=frozenset({"429", "5xx"}))),
+        ("retry: {on: ['429']}", RetryPolicy(on=frozenset({"429"}))),
+        ("retry: {perTryTimeout: 20s}", RetryPolicy(None, RETRY_BY_DEFAULT, 20.0)),
+        ("retry: {backoff: 1s}", RetryPolicy(backoff=1.0)),
+        ("retry: {backoff: 0s}", RetryPolicy(backoff=0.0)),
+    ],
+)
+def test_retry_reaches_the_rule(rules: Load, retry: str, expected: RetryPolicy) -> None:
+    assert found(ruled(rules, retry), "r").rules[0].retry == expected
+
+
+def test_every_condition_can_be_written(rules: Load) -> None:
+    on = ", ".join(sorted(RETRY_BY_DEFAULT))
+    assert found(ruled(rules, f"retry: {{on: [{on}]}}"), "r").rules[0].retry == RetryPolicy()
+
+
+def test_what_answers_without_a_route_has_the_default_policy(rules: Load) -> None:
+    rule = found(rules(P), "p.test").rules[0]
+    assert (rule.retry, rule.mirror) == (RetryPolicy(), None)
+
+
+def test_a_mirror_is_compiled_as_a_backend_of_its_rule(rules: Load) -> None:
+    configs = (
+        "  timeouts: {connect: 1s}\n  configs:\n    defaultConfig: {openAIConfig: {model: a}}\n"
+        "    routeSpecificConfigs: {vip: {openAIConfig: {model: b}}}\n"
+    )
+    loaded = ruled(rules, "mirror: {providerHost: Q.test, percent: 2.5}", provider("q", configs))
+    mirror = found(loaded, "r").rules[0].mirror
+    assert mirror is not None
+    assert (mirror.percent, mirror.target.provider) == (2.5, "q")
+    assert (mirror.target.config, mirror.target.limits) == (CallConfig(model="b"), TimeLimits(1.0))
+    assert weights(found(loaded, "r").rules[0]) == [("p", 1)]
+
+
+@pytest.mark.parametrize(("percent", "expected"), [("", 100), (", percent: 0", 0)])
+def test_a_mirror_takes_all_unless_it_says_less(rules: Load, percent: str, expected: int) -> None:
+    loaded = ruled(rules, f"mirror: {{providerHost: p.test{percent}}}")
+    mirror = found(loaded, "r").rules[0].mirror
+    assert mirror is not None
+    assert mirror.percent == expected
+
+
+def test_a_mirror_that_does_not_apply_here_is_left_out_with_a_warning(rules: Load) -> None:
+    mirror, other = "mirror: {providerHost: q.test}", provider("q", only_for(app="a"))
+    loaded = ruled(rules, mirror, other)
+    assert found(loaded, "r").rules[0].mirror is None
+    (warning,) = loaded.warnings
+    assert warning.field == "spec.rules[0].mirror.providerHost"
+    assert "the provider q.test does not apply to this workload" in warning.message
+    assert warning.message.endswith("so this mirror is left out here")
+    assert ruled(rules, mirror, other, instance=Instance({"app": "a"})).warnings == ()
+
+
+def tiers(rule: Rule) -> list[tuple[int, str, int]]:
+    return [(target.priority, target.provider, target.weight) for target in rule.targets]
+
+
+def split(*refs: str) -> str:
+    return "".join(f"    - {{providerHost: {ref}}}\n" for ref in refs)
+
+
+@pytest.mark.parametrize(
+    ("refs", "expected"),
+    [
+        (["p.test, priority: 3"], [(3, "p", 1)]),
+        (["p.test", "q.test, priority: 1"], [(0, "p", 1), (1, "q", 1)]),
+        (["p.test, weight: 0", "q.test, priority: 9, weight: 0"], [(0, "p", 1), (9, "q", 1)]),
+        (["p.test, priority: 7", "q.test, priority: 2"], [(2, "q", 1), (7, "p", 1)]),
+        (
+            ["p.test, priority: 1", "q.test", "s.test, priority: 1, weight: 0"],
+            [(0, "q", 1), (1, "p", 1), (1, "s", 1)],
+        ),
+        (
+            ["p.test, priority: 1, weight: 20", "q.test, weight: 0", "s.test, priority: 1"],
+            [(0, "q", 1), (1, "p", 20), (1, "s", 0)],
+        ),
+        (
+            ["s.test, weight: 3", "p.test, priority: 1", "q.test, weight: 1"],
+            [(0, "s", 3), (0, "q", 1), (1, "p", 1)],
+        ),
+        (
+            ["s.test, priority: 1", "q.test, priority: 1, weight: 4"],
+            [(1, "s", 0), (1, "q", 4)],
+        ),
+    ],
+)
+def test_weights_count_within_a_priority(
+    rules: Load, refs: list[str], expected: list[tuple[int, str, int]]
+) -> None:
+    """Without any weight a priority is shared evenly; the targets are in the order of theirs."""
+    text = "  - backendRefs:\n" + split(*refs)
+    loaded = rules(P, provider("q"), provider("s"), route("r", "r", text))
+    assert tiers(found(loaded, "r").rules[0]) == expected
+
+
+def test_what_is_left_out_changes_no_other_weight(rules: Load) -> None:
+    refs = ["p.test, weight: 0", "q.test, weight: 1", "s.test, priority: 1"]
+    text = "  - backendRefs:\n" + split(*refs)
+    loaded = rules(P, provider("q", only_for(app="a")), provider("s"), route("r", "r", text))
+    assert tiers(found(loaded, "r").rules[0]) == [(0, "p", 0), (1, "s", 1)]
+    assert loaded.warnings[0].field == "spec.rules[0].backendRefs[1].providerHost"

@@ -20,6 +20,24 @@ def test_the_placeholder_of_the_documentation_is_told_what_to_write() -> None:
         expand("${}", {})
 
 
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("${NAME", r"placeholder \$\{NAME is not closed; write \$\{NAME\}"),
+        ("${A} ${B_2", r"write \$\{B_2\}"),
+        ("Bearer ${A b", r"placeholder \$\{… is not closed; write \$\{NAME\}"),
+        ("x${", r"write \$\{NAME\}"),
+    ],
+)
+def test_a_placeholder_that_is_not_closed_is_told_what_to_write(text: str, mend: str) -> None:
+    with pytest.raises(CredentialError, match=mend):
+        expand(text, {"A": "1"})
+
+
+def test_what_a_variable_holds_is_no_placeholder() -> None:
+    assert expand("${A}", {"A": "${B"}) == "${B"
+
+
 def test_a_variable_must_be_set_and_not_empty() -> None:
     with pytest.raises(CredentialError, match="variable A is not set; export it"):
         expand("${A}", {})
@@ -27,7 +45,9 @@ def test_a_variable_must_be_set_and_not_empty() -> None:
         expand("${A}", {"A": ""})
 
 
-@pytest.mark.parametrize("text", [f"${{{KEY}}}", "${AIzaSy0123456789}"])
+@pytest.mark.parametrize(
+    "text", [f"${{{KEY}}}", "${AIzaSy0123456789}", f"${{{KEY}", "${AIzaSy0123456789"]
+)
 def test_a_key_written_as_a_placeholder_is_not_repeated(text: str) -> None:
     with pytest.raises(CredentialError) as caught:
         expand(text, {})
@@ -52,6 +72,19 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(secret: str)
     with pytest.raises(CredentialError) as caught:
         Literal(KEY + secret if secret.strip() else secret)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", [f"Bearer {KEY}", f"bearer\t{KEY}", f" BEARER  {KEY}\n"])
+def test_a_key_is_written_without_bearer(tmp_path: Path, written: str) -> None:
+    (tmp_path / "key").write_text(written)
+    for get in (lambda: Literal(written), lambda: KeyFile(tmp_path / "key")):
+        with pytest.raises(CredentialError, match="write the key alone, without Bearer") as caught:
+            get()
+        assert "0123456789" not in str(caught.value)
+
+
+def test_a_key_may_begin_like_bearer() -> None:
+    assert Literal("bearer-0123").reveal() == "bearer-0123"
 
 
 def test_the_line_break_at_the_end_of_a_key_file_is_no_part_of_it(tmp_path: Path) -> None:

@@ -157,6 +157,38 @@ def test_our_kind_in_another_group_is_skipped_with_a_warning(rules: Load) -> Non
     assert "istio.alibaba.com/v1beta1 is another API group" in warning.message
 
 
+@pytest.mark.parametrize(
+    "group",
+    [
+        "istio.alibabacloud.co",
+        "istio.alibabaclound.com",
+        "istio.alibaba-cloud.com",
+        "Istio.AlibabaCloud.com",
+    ],
+)
+def test_our_kind_in_a_misspelt_group_is_an_error_with_a_suggestion(
+    problems: Fail, group: str
+) -> None:
+    """What refers to it is not at fault beside it."""
+    route = PROVIDER.replace("LLMProvider", "LLMRoute") + (
+        "  rules: [{backendRefs: [{providerHost: p.test}]}]\n"
+    )
+    (problem,) = problems(route, PROVIDER.replace("istio.alibabacloud.com", group))
+    assert (problem.line, problem.resource, problem.field) == (8, "LLMProvider", "apiVersion")
+    assert problem.message == (
+        f'unknown API group "{group}"; did you mean "istio.alibabacloud.com/v1beta1"?'
+    )
+
+
+def test_another_kind_in_a_group_like_ours_is_skipped(rules: Load) -> None:
+    other = "apiVersion: istio.alibabacloud.co/v1beta1\nkind: ASMSwimLane\n"
+    loaded = rules(PROVIDER, other)
+    assert (loaded.warnings, loaded.skipped) == (
+        (),
+        ("ASMSwimLane (istio.alibabacloud.co/v1beta1)",),
+    )
+
+
 def test_every_fault_of_every_file_is_told_in_order(problems: Fail) -> None:
     found = problems(
         files={
@@ -216,7 +248,8 @@ def test_a_mounted_config_map_is_loaded_anew_after_its_swap(folder: Path) -> Non
 _FIELDS = """
 spec host path port tls configs defaultConfig routeSpecificConfigs openAIConfig apiKey model
 apiKeyFrom headers params set rules matches backendRefs providerHost backendRef weight name
-workloadSelector labels gateways affinity retry mirror timeouts exact regex [key] a:b
+workloadSelector labels gateways affinity retry attempts on backoff perTryTimeout mirror percent
+priority timeouts connect idle outlierDetection baseEjection maxEjection exact regex [key] a:b
 """
 _NAMES = st.sampled_from(_FIELDS.split())
 _VALUES = st.recursive(

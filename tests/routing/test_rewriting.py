@@ -150,9 +150,11 @@ class TestDestination:
         tls = TlsSettings(sni="other.test", verify=False)
         assert rewrite(target(tls=tls), CHAT).tls is tls
 
-    def test_a_request_without_a_host_header_gets_none(self) -> None:
+    def test_a_request_without_a_host_header_gets_one_unless_it_is_http2(self) -> None:
+        nameless = replace(CHAT, headers=())
+        assert header(rewrite(target(), nameless), b"host") == [b"api.test"]
         # HTTP/2 has its authority elsewhere.
-        assert header(rewrite(target(), replace(CHAT, headers=())), b"host") == []
+        assert header(rewrite(target(), replace(nameless, multiplexed=True)), b"host") == []
 
 
 # --- path -----------------------------------------------------------------------------------------

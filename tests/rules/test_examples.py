@@ -14,6 +14,7 @@ import trustme
 import yaml
 
 from pointsman.config.loading import Instance, Loaded, load
+from pointsman.config.table import Ejection, RetryPolicy, TimeLimits
 from pointsman.errors import NoRouteError
 from pointsman.proxy.router import Decision, Router
 from pointsman.routing.request import ClientRequest
@@ -208,6 +209,24 @@ CASES = [
             ("4", "deepinfra", "https://api.deepinfra.com/v1/openai/chat/completions"),
         ]
     ],
+    _post(
+        "failover",
+        "http://api.openai.com/v1/chat/completions",
+        "all",
+        "openai",
+        "https://api.openai.com/v1/chat/completions",
+        body={"model": "gpt-4o"},
+        gets={"Authorization": "Bearer sk-OPENAI_API_KEY"},
+    ),
+    _post(
+        "mirror",
+        "http://chat-server",
+        "with-a-candidate",
+        "moonshot",
+        "https://api.moonshot.cn/v1/chat/completions",
+        sent={"model": "moonshot-v1-8k"},
+        gets=MOONSHOT,
+    ),
     _post(
         "observe",
         "https://api.openai.com/v1/chat/completions?key=k",
@@ -525,6 +544,53 @@ def test_a_session_keeps_its_provider(load_example: LoadExample, make_request: M
     first = [provider(session) for session in range(1000)]
     assert first == [provider(session) for session in range(1000)]
     assert Counter(first)["together"] == pytest.approx(750, abs=50)
+
+
+def test_failover_goes_to_providers_of_its_own_and_back(
+    load_example: LoadExample, make_request: MakeRequest
+) -> None:
+    route = load_example("failover", SIDECAR).table.lookup("api.openai.com")
+    assert route
+    (rule,) = route.rules
+    assert [(t.priority, t.provider, t.weight) for t in rule.targets] == [
+        (0, "openai", 1),
+        (1, "deepseek", 1),
+        (1, "groq", 1),
+    ]
+    assert rule.retry == RetryPolicy(attempts=4, per_try_timeout=30.0, backoff=0.1)
+    first, *others = rule.targets
+    assert first.limits == TimeLimits(connect=2.0, first_byte=20.0, idle=60.0)
+    assert first.ejection == Ejection(consecutive_failures=3, base=60.0, most=600.0)
+    assert {(t.limits, t.ejection) for t in others} == {(TimeLimits(), Ejection())}
+    url, body = "http://api.openai.com/v1/chat/completions", {"model": "gpt-4o", "messages": []}
+    request = make_request("POST", url, headers={"Authorization": CLIENT_KEY}, body=body)
+    sent = [rewrite(target, request) for target in rule.targets]
+    assert [(_url(one), one.model) for one in sent] == [
+        ("https://api.openai.com/v1/chat/completions", "gpt-4o"),
+        ("https://api.deepseek.com/chat/completions", "deepseek-chat"),
+        ("https://api.groq.com/openai/v1/chat/completions", "llama-3.3-70b-versatile"),
+    ]
+    keys = [dict(one.headers)[b"authorization"].decode() for one in sent]
+    assert keys == [f"Bearer sk-{name}_API_KEY" for name in ("OPENAI", "DEEPSEEK", "GROQ")]
+
+
+def test_a_mirrored_request_has_its_providers_own_rewrite(
+    load_example: LoadExample, make_request: MakeRequest
+) -> None:
+    route = load_example("mirror", SIDECAR).table.lookup("chat-server")
+    assert route
+    (rule,) = route.rules
+    assert [target.provider for target in rule.targets] == ["moonshot"]
+    assert rule.mirror
+    assert rule.mirror.percent == 5
+    headers = {"Authorization": CLIENT_KEY}
+    request = make_request("POST", "http://chat-server", headers=headers, body={"messages": []})
+    copy = rewrite(rule.mirror.target, request)
+    assert (_url(copy), copy.model) == (
+        "https://api.deepseek.com/chat/completions",
+        "deepseek-chat",
+    )
+    assert dict(copy.headers)[b"authorization"] == b"Bearer sk-DEEPSEEK_API_KEY"
 
 
 def test_the_wildcard_does_not_cover_its_own_suffix(load_example: LoadExample) -> None:

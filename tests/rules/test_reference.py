@@ -19,10 +19,19 @@ from pointsman.config.resources import (
     PENDING,
     AnthropicConfig,
     AzureOpenAIConfig,
+    Duration,
     GeminiConfig,
     OpenAIConfig,
 )
-from pointsman.config.table import CallConfig, Target
+from pointsman.config.table import (
+    DEFAULT_BACKOFF,
+    DEFAULT_CONNECT_TIMEOUT,
+    RETRY_BY_DEFAULT,
+    CallConfig,
+    Ejection,
+    Target,
+    TimeLimits,
+)
 from pointsman.errors import RequestError
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import rewrite
@@ -60,6 +69,7 @@ def _tables() -> Iterator[Table]:
 TABLES = list(_tables())
 FIELD_TABLES = [table for table in TABLES if table.columns[:2] == ("Field", "Type")]
 (PENDING_TABLE,) = (table for table in TABLES if table.columns[:2] == ("Field", "Its fields"))
+(RETRY_TABLE,) = (table for table in TABLES if table.columns[0] == "`on`")
 (PATH_TABLE,) = (table for table in TABLES if table.columns[0] == "Provider's `path`")
 (ERROR_TABLE,) = (table for table in TABLES if table.columns[0] == "`x-pointsman-error`")
 
@@ -147,6 +157,40 @@ def test_every_model_has_its_table() -> None:
     assert described - resources == known - resources
 
 
+def _default(heading: str, name: str) -> str | None:
+    """Return the default that the reference gives a field, None where it is no value."""
+    (table,) = (table for table in FIELD_TABLES if table.heading == heading)
+    (row,) = (row for row in table.rows if _code(row[0]) == name)
+    return _code(row[2]) or None
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "default"),
+    [
+        ("LLMProvider: `spec.timeouts`", "connect", DEFAULT_CONNECT_TIMEOUT),
+        ("LLMProvider: `spec.timeouts`", "firstByte", TimeLimits().first_byte),
+        ("LLMProvider: `spec.timeouts`", "idle", TimeLimits().idle),
+        ("LLMProvider: `spec.outlierDetection`", "baseEjection", Ejection().base),
+        ("LLMProvider: `spec.outlierDetection`", "maxEjection", Ejection().most),
+        ("LLMRoute: `spec.rules[].retry`", "backoff", DEFAULT_BACKOFF),
+    ],
+)
+def test_the_default_of_a_duration_is_the_one_given(
+    heading: str, name: str, default: float | None
+) -> None:
+    given = _default(heading, name)
+    assert (given and TypeAdapter(Duration).validate_python(given)) == default
+
+
+def test_the_default_of_consecutive_failures_is_the_one_given() -> None:
+    given = _default("LLMProvider: `spec.outlierDetection`", "consecutiveFailures")
+    assert given == str(Ejection().consecutive_failures)
+
+
+def test_every_retry_condition_is_explained() -> None:
+    assert {_code(row[0]) for row in RETRY_TABLE.rows} == RETRY_BY_DEFAULT
+
+
 EXAMPLES = [
     pytest.param(table.heading, row[-1].strip("`"), id=f"{table.heading} {_code(row[0])}")
     for table in FIELD_TABLES
@@ -161,7 +205,7 @@ def test_the_example_of_a_field_is_valid(heading: str, example: str) -> None:
     if name in {"kind", "spec", "metadata"} and heading == "Either kind":
         return
     field = _fields(_described(heading))[name]
-    wanted: Any = Annotated[(field.annotation, *field.metadata, field)]
+    wanted: Any = Annotated[field.annotation, field]
     model = _inner(field.annotation)
     config = None if model else ConfigDict(hide_input_in_errors=True)
     TypeAdapter(wanted, config=config).validate_python(value)

@@ -2,9 +2,10 @@
 
 What does not apply to this workload (its labels) or is not served here (gateways) is left out; a
 rule keeps its place even when nothing is left of its backends, so that no later rule takes over
-what it matches.
+what it matches. A mirror that does not apply is left out too.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import re2
 
 from pointsman.config.calls import Provider
-from pointsman.config.problems import Problem
+from pointsman.config.problems import Location, Problem
 from pointsman.config.references import (
     Manifest,
     kubernetes_forms,
@@ -21,19 +22,31 @@ from pointsman.config.references import (
     selector_labels,
 )
 from pointsman.config.resources import (
+    BackendRef,
     LLMRoute,
     Match,
+    Mirror,
+    OutlierDetection,
+    Retry,
     RouteRule,
     StringMatch,
+    Timeouts,
     WorkloadSelector,
 )
 from pointsman.config.table import (
+    DEFAULT_BACKOFF,
+    DEFAULT_CONNECT_TIMEOUT,
+    RETRY_BY_DEFAULT,
     CompiledMatch,
     Condition,
+    Ejection,
+    MirrorTarget,
+    RetryPolicy,
     Route,
     RoutingTable,
     Rule,
     Target,
+    TimeLimits,
 )
 
 MESH = "mesh"
@@ -72,7 +85,7 @@ def compile_table(
         instance: the workload and the gateways.
 
     Returns:
-        The table, and a warning for each backend that had to be left out.
+        The table, and a warning for each backend and each mirror that had to be left out.
     """
     by_host = {provider.spec.host: provider for provider in providers}
     warnings: list[Problem] = []
@@ -105,7 +118,7 @@ def _table(
 def _own_route(provider: Provider) -> Route:
     """Make the route of a provider that no route stands before."""
     host = provider.spec.host
-    rule = Rule("default", f"provider/{host}", (), (_target(provider, None, 1),))
+    rule = Rule("default", f"provider/{host}", (), (_target(provider, None),))
     return Route(None, host, (rule,))
 
 
@@ -133,27 +146,54 @@ class _RouteCompiler:
             name=name,
             key=f"{namespace_of(self._resource)}/{self._resource.metadata.name}/{name}",
             matches=tuple(_match(match, self._instance) for match in rule.matches),
-            targets=tuple(self._targets(index, rule)),
+            targets=tuple(sorted(self._targets(index, rule), key=lambda target: target.priority)),
             affinity=rule.affinity,
             observe=rule.mode == "observe",
+            retry=_retry(rule.retry),
+            mirror=self._mirror(index, rule, rule.mirror),
         )
 
     def _targets(self, index: int, rule: RouteRule) -> Iterator[Target]:
-        alone = len(rule.backend_refs) == 1
-        for position, ref in enumerate(rule.backend_refs):
-            if provider := self._providers.get(ref.provider_host or ""):
-                # A target without weight stays: it may be needed when the others fail.
-                yield _target(provider, rule.name, 1 if alone else ref.weight or 0)
-                continue
-            message = (
-                f"the provider {ref.provider_host} does not apply to this workload (see its"
-                " workloadSelector), so this backend is left out here"
-            )
+        refs = rule.backend_refs
+        for position, (ref, weight) in enumerate(zip(refs, _weights(refs), strict=True)):
             location = ("spec", "rules", index, "backendRefs", position, "providerHost")
-            self.warnings.append(self._document.problem(location, message))
+            if provider := self._provider(ref.provider_host, location, "this backend"):
+                yield _target(provider, rule.name, weight, ref.priority)
+
+    def _mirror(self, index: int, rule: RouteRule, mirror: Mirror | None) -> MirrorTarget | None:
+        if mirror is None:
+            return None
+        location = ("spec", "rules", index, "mirror", "providerHost")
+        provider = self._provider(mirror.provider_host, location, "this mirror")
+        return MirrorTarget(_target(provider, rule.name), mirror.percent) if provider else None
+
+    def _provider(self, host: str | None, location: Location, what: str) -> Provider | None:
+        """Return the provider of a host, or warn that what refers to it is left out."""
+        if provider := self._providers.get(host or ""):
+            return provider
+        message = (
+            f"the provider {host} does not apply to this workload (see its workloadSelector), so"
+            f" {what} is left out here"
+        )
+        self.warnings.append(self._document.problem(location, message))
+        return None
 
 
-def _target(provider: Provider, rule: str | None, weight: int) -> Target:
+def _weights(refs: Sequence[BackendRef]) -> Iterator[int]:
+    """Yield the weight of each backend among those of its priority.
+
+    One that stands alone there takes all of it; where none has a weight, they share evenly. (In a
+    rule with one priority the resource does not allow that.)
+    """
+    tiers: dict[int, list[int]] = defaultdict(list)
+    for ref in refs:
+        tiers[ref.priority].append(ref.weight or 0)
+    for ref in refs:
+        tier = tiers[ref.priority]
+        yield (ref.weight or 0) if len(tier) > 1 and any(tier) else 1
+
+
+def _target(provider: Provider, rule: str | None, weight: int = 1, priority: int = 0) -> Target:
     spec = provider.spec
     member, config = provider.config_for(rule)
     return Target(
@@ -167,6 +207,37 @@ def _target(provider: Provider, rule: str | None, weight: int) -> Target:
         config=config,
         stream_usage=spec.stream_usage or ("inject" if member == "openAIConfig" else "asIs"),
         weight=weight,
+        priority=priority,
+        limits=_limits(spec.timeouts),
+        ejection=_ejection(spec.outlier_detection),
+    )
+
+
+def _limits(timeouts: Timeouts | None) -> TimeLimits:
+    if timeouts is None:
+        return TimeLimits()
+    connect = DEFAULT_CONNECT_TIMEOUT if timeouts.connect is None else timeouts.connect
+    return TimeLimits(connect, timeouts.first_byte, timeouts.idle)
+
+
+def _ejection(detection: OutlierDetection | None) -> Ejection:
+    if detection is None:
+        return Ejection()
+    return Ejection(
+        consecutive_failures=detection.consecutive_failures,
+        base=detection.base_ejection,
+        most=detection.max_ejection,
+    )
+
+
+def _retry(retry: Retry | None) -> RetryPolicy:
+    if retry is None:
+        return RetryPolicy()
+    return RetryPolicy(
+        attempts=retry.attempts,
+        on=frozenset(retry.on) or RETRY_BY_DEFAULT,
+        per_try_timeout=retry.per_try_timeout,
+        backoff=DEFAULT_BACKOFF if retry.backoff is None else retry.backoff,
     )
 
 

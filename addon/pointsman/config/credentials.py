@@ -11,9 +11,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
-_PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
+_PLACEHOLDER = re.compile(r"\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DIGIT = re.compile(r"\d")
+_BEARER = re.compile(r"bearer(\s|\Z)", re.IGNORECASE)
 _SHOWN = 4
 _LONG_ENOUGH_TO_SHOW = 12
 # How long a key file's identity is trusted before it is looked at again, in seconds.
@@ -107,11 +108,14 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     """Replace each `${NAME}` by that environment variable.
 
     Raises:
-        CredentialError: a placeholder that can't be a variable name, or a variable that is not set.
+        CredentialError: a placeholder that is not closed or can't be a variable name, or a variable
+            that is not set.
     """
 
     def value(match: re.Match[str]) -> str:
-        name = match[1]
+        name, closing = match.groups()
+        if not closing:
+            raise CredentialError(_unclosed(name))
         if not _VARIABLE.match(name):
             shown = "…" if _may_be_a_key(name) else name
             suggestion = re.sub(r"\W+", "_", shown).strip("_").upper() or "API_KEY"
@@ -143,6 +147,12 @@ def environment_value(name: str, environ: Mapping[str, str]) -> str:
     return found
 
 
+def _unclosed(rest: str) -> str:
+    # What follows the brace may be anything, a key too: only a plain name is repeated.
+    name = rest if _VARIABLE.match(rest) and not _may_be_a_key(rest) else ""
+    return f"the placeholder ${{{name or '…'} is not closed; write ${{{name or 'NAME'}}}"
+
+
 def _may_be_a_key(name: str) -> bool:
     """Tell whether someone may have written the key where its variable's name belongs.
 
@@ -155,6 +165,11 @@ def _clean(secret: str, what: str) -> str:
     secret = secret.strip()
     if not secret:
         raise CredentialError(f"{what} is empty; put the key there")
+    if _BEARER.match(secret):
+        raise CredentialError(
+            f"{what} begins with Bearer, which is put before it anyway; write the key alone,"
+            " without Bearer"
+        )
     # A line break inside would let the key end the header that carries it.
     if not (secret.isascii() and secret.isprintable()):
         raise CredentialError(

@@ -4,6 +4,7 @@ Every fault of every file is found in one go, each with its file, line, resource
 Validation does not depend on who loads: labels and gateways only decide what enters the table.
 """
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pointsman.config.validation import extensions, validate
 __all__ = ["Instance", "LoadError", "Loaded", "Problem", "fingerprint", "load"]
 
 _ANY_SIDECAR = Instance()
+# From this likeness on, an API group with one of our kinds is ours with a slip of the pen.
+_MISSPELT = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ def _validated(
     problems: list[Problem] = []
     for reading in readings:
         problems += reading.problems
+        problems += map(_misspelt_group, filter(_is_misspelt, reading.documents))
         for document in filter(_is_ours, reading.documents):
             documents.append(document)
             resource, found = validate(document)
@@ -107,12 +111,31 @@ def _validated(
                 routes.append(Manifest(document, resource))
             elif document.kind == "LLMProvider":
                 faulty.append(document)
-    complete = all(reading.complete for reading in readings)
+    complete = all(
+        reading.complete and not any(map(_is_misspelt, reading.documents)) for reading in readings
+    )
     return Manifests(documents, providers, routes, complete), faulty, problems
 
 
 def _is_ours(document: Document) -> bool:
-    return document.api_version.partition("/")[0] == API_GROUP
+    return _group(document) == API_GROUP
+
+
+def _group(document: Document) -> str:
+    return document.api_version.partition("/")[0]
+
+
+def _is_misspelt(document: Document) -> bool:
+    """Tell whether the group is meant to be ours; what such a document says has not been read."""
+    if document.kind not in KINDS or _is_ours(document):
+        return False
+    group = _group(document).lower()
+    return bool(difflib.get_close_matches(group, [API_GROUP], n=1, cutoff=_MISSPELT))
+
+
+def _misspelt_group(document: Document) -> Problem:
+    message = f'unknown API group "{_group(document)}"; did you mean "{API_VERSION}"?'
+    return document.problem(("apiVersion",), message)
 
 
 def _skipped(readings: Iterable[Reading]) -> tuple[str, ...]:

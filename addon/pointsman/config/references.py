@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pointsman.config.documents import Document
-from pointsman.config.problems import Problem, did_you_mean
+from pointsman.config.problems import Location, Problem, did_you_mean
 from pointsman.config.resources import LLMProvider, LLMRoute, WorkloadSelector, host_name
 from pointsman.config.validation import Resource
 
@@ -69,6 +69,8 @@ def warn(manifests: Manifests) -> Iterator[Problem]:
                 hint = did_you_mean(name, names) or "; name a rule so, or remove this"
                 location = ("spec", "configs", "routeSpecificConfigs", name)
                 yield provider.document.problem(location, f"no LLMRoute has such a rule{hint}")
+    for route in manifests.routes:
+        yield from _unreached_rules(route)
 
 
 def namespace_of(resource: Resource) -> str:
@@ -151,6 +153,17 @@ def _rule_names(route: Manifest[LLMRoute]) -> Iterator[Problem]:
             yield route.document.problem(("spec", "rules", index, "name"), message)
 
 
+def _unreached_rules(route: Manifest[LLMRoute]) -> Iterator[Problem]:
+    rules = route.resource.spec.rules
+    first = next((index for index, rule in enumerate(rules) if rule.takes_all), len(rules))
+    for index in range(first + 1, len(rules)):
+        message = (
+            f"never reached: the rule {rule_name(route.resource, first)} before it takes every"
+            " request; put this one before it, or remove one of them"
+        )
+        yield route.document.problem(("spec", "rules", index), message)
+
+
 def _repeated_providers(route: Manifest[LLMRoute], rule: int) -> Iterator[Problem]:
     refs = route.resource.spec.rules[rule].backend_refs
     seen: Counter[str] = Counter()
@@ -172,17 +185,22 @@ def _unknown_providers(manifests: Manifests) -> Iterator[Problem]:
     except ValueError:
         return  # a host that can't be read may be the one that is looked for
     for route in manifests.routes:
-        for i, rule in enumerate(route.resource.spec.rules):
-            for j, ref in enumerate(rule.backend_refs):
-                if ref.provider_host is None or ref.provider_host in hosts:
-                    continue
-                hint = did_you_mean(ref.provider_host, hosts)
-                message = (
-                    f"no LLMProvider has the host {ref.provider_host}"
-                    f"{hint or '; add one with that spec.host'}"
-                )
-                location = ("spec", "rules", i, "backendRefs", j, "providerHost")
+        for host, location in _provider_hosts(route.resource):
+            if host not in hosts:
+                hint = did_you_mean(host, hosts) or "; add one with that spec.host"
+                message = f"no LLMProvider has the host {host}{hint}"
                 yield route.document.problem(location, message)
+
+
+def _provider_hosts(route: LLMRoute) -> Iterator[tuple[str, Location]]:
+    """Yield each host of a provider that a route names, and where it does."""
+    for index, rule in enumerate(route.spec.rules):
+        place = ("spec", "rules", index)
+        for position, ref in enumerate(rule.backend_refs):
+            if ref.provider_host is not None:
+                yield ref.provider_host, (*place, "backendRefs", position, "providerHost")
+        if rule.mirror:
+            yield rule.mirror.provider_host, (*place, "mirror", "providerHost")
 
 
 def _all_rule_names(documents: Iterable[Document]) -> Iterator[str]:

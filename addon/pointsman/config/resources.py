@@ -11,6 +11,7 @@ ones. What one document alone can tell is validated here; what needs the others,
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Literal, Self
 
 import re2
@@ -44,13 +45,17 @@ PENDING = Marker("pending")
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\Z")
-_IPV6 = re.compile(r"[0-9a-f:]*:[0-9a-f:.]*\Z")
+_WITH_PORT = re.compile(r"(?P<host>.+):\d+\Z")
+_METHOD = re.compile(r"[A-Z]+(-[A-Z]+)*\Z")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+\Z")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\s]+):(?P<port>\d{1,5})\Z")
 _MAX_PORT = 65535
+# RFC 1035, 2.3.4, as text without the trailing dot.
+_MAX_LABEL = 63
+_MAX_HOST = 253
 
 
 def normalise_host(host: str) -> str:
@@ -61,10 +66,36 @@ def normalise_host(host: str) -> str:
 def host_name(value: str) -> str:
     """Return a host name in its normal form. Raises ValueError."""
     host = normalise_host(value)
-    if not (_HOST.match(host) or _IPV6.match(host)):
-        hint = "write the bare host name, without scheme, port or path"
-        raise ValueError(f"{value!r} is not a host name; {hint}, such as api.openai.com")
+    if _is_ipv6(host):
+        return host
+    if len(host) > _MAX_HOST:
+        raise ValueError(
+            f"a host name has at most {_MAX_HOST} characters, and this one has {len(host)};"
+            " shorten it"
+        )
+    if not _HOST.match(host):
+        raise ValueError(f"{value!r} is not a host name; {_host_mend(host)}")
+    if any(len(label) > _MAX_LABEL for label in host.split(".")):
+        raise ValueError(
+            f"between the dots of a host name stand at most {_MAX_LABEL} characters; shorten"
+            f" {value!r}"
+        )
     return host
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return IPv6Address(host).scope_id is None
+    except ValueError:
+        return False
+
+
+def _host_mend(host: str) -> str:
+    match = _WITH_PORT.match(host)
+    # What stood in brackets has lost only the first of them.
+    if match and (_HOST.match(match["host"]) or _is_ipv6(match["host"].removesuffix("]"))):
+        return f"write it without port: {match['host'].removesuffix(']')}"
+    return "write the bare host name, without scheme, port or path, such as api.openai.com"
 
 
 def _host_or_wildcard(value: str) -> str:
@@ -76,9 +107,8 @@ def _host_or_wildcard(value: str) -> str:
 def _duration(value: object) -> float:
     if isinstance(value, str) and _DURATION.match(value):
         return sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(value))
-    raise ValueError(
-        f"{value!r} is not a duration; write a number with a unit, such as 250ms or 30s"
-    )
+    wrong = "it is empty" if value is None else f"{value!r} is not a duration"
+    raise ValueError(f"{wrong}; write a number with a unit, such as 250ms or 30s")
 
 
 def _address(value: object) -> tuple[str, int]:
@@ -127,6 +157,18 @@ def _regex(value: str) -> str:
     return value
 
 
+def _some_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it is empty; write a text or remove the field")
+    return value
+
+
+def _some_text_to_match(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it is empty; write a text, or {} where it is enough that it is present")
+    return value
+
+
 def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
     if not value:
         raise ValueError("the list is empty; give at least one element")
@@ -136,11 +178,14 @@ def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
 Host = Annotated[str, AfterValidator(host_name)]
 HostOrWildcard = Annotated[str, AfterValidator(_host_or_wildcard)]
 Duration = Annotated[float, BeforeValidator(_duration)]
+PositiveDuration = Annotated[Duration, Field(gt=0)]
 Address = Annotated[tuple[str, int], BeforeValidator(_address)]
 UrlPath = Annotated[str, AfterValidator(_path)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 DISTINCT_NAMES = BeforeValidator(_distinct_names)
-Regex = Annotated[str, AfterValidator(_regex)]
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(_some_text)]
+TextToMatch = Annotated[str, AfterValidator(_some_text_to_match)]
+Regex = Annotated[TextToMatch, AfterValidator(_regex)]
 Port = Annotated[int, Field(gt=0, le=_MAX_PORT)]
 Labels = dict[str, str]
 # YAML has lists, a frozen model has tuples; only this conversion is lax.
@@ -261,11 +306,11 @@ def header_value(value: str) -> str:
 class OpenAIConfig(Model):
     """How to call a provider that speaks the OpenAI API."""
 
-    model: Annotated[str, Field(min_length=1)] | None = None
+    model: ModelName | None = None
     stream: bool | None = None
     api_key: Annotated[Annotated[str, Field(min_length=1)] | None, Field(repr=False)] = None
     api_key_from: Annotated[ApiKeyFrom | None, EXTENSION] = None
-    model_mapping: Annotated[dict[str, Annotated[str, Field(min_length=1)]], EXTENSION] = {}
+    model_mapping: Annotated[dict[str, ModelName], EXTENSION] = {}
     headers: Annotated[
         dict[OwnHeaderName, Annotated[str, AfterValidator(header_value)]],
         DISTINCT_NAMES,
@@ -339,21 +384,46 @@ class Tls(Model):
     sni: Host | None = None
     insecure_skip_verify: bool = False
 
+    @model_validator(mode="after")
+    def _verified_or_not(self) -> Self:
+        if self.ca_file is not None and self.insecure_skip_verify:
+            raise ValueError(
+                "caFile and insecureSkipVerify exclude each other: what is not verified needs no"
+                " authority; keep one"
+            )
+        return self
+
 
 class Timeouts(Model):
     """Bounds for one attempt, in seconds once loaded."""
 
-    connect: Duration | None = None
-    first_byte: Duration | None = None
-    idle: Duration | None = None
+    connect: PositiveDuration | None = None
+    first_byte: PositiveDuration | None = None
+    idle: PositiveDuration | None = None
 
 
 class OutlierDetection(Model):
     """Passive health: when a target is set aside, and for how long (seconds once loaded)."""
 
-    consecutive_failures: Annotated[int, Field(gt=0)] | None = None
-    base_ejection: Duration | None = None
-    max_ejection: Duration | None = None
+    consecutive_failures: Annotated[int, Field(gt=0)] = 5
+    base_ejection: PositiveDuration = 30.0
+    max_ejection: PositiveDuration = 300.0
+
+    @model_validator(mode="after")
+    def _base_within_max(self) -> Self:
+        if self.base_ejection > self.max_ejection:
+            base, most = (
+                f"{seconds:g}s{'' if name in self.model_fields_set else ', the default'}"
+                for name, seconds in (
+                    ("base_ejection", self.base_ejection),
+                    ("max_ejection", self.max_ejection),
+                )
+            )
+            raise ValueError(
+                f"baseEjection ({base}) is longer than maxEjection ({most}); lower baseEjection or"
+                " raise maxEjection"
+            )
+        return self
 
 
 class WorkloadSelector(Model):
@@ -374,8 +444,8 @@ class LLMProviderSpec(Model):
     tls: Annotated[Tls | None, EXTENSION] = None
     configs: Configs | None = None
     stream_usage: Annotated[Literal["inject", "asIs"] | None, EXTENSION] = None
-    timeouts: Annotated[Timeouts | None, EXTENSION, PENDING] = None
-    outlier_detection: Annotated[OutlierDetection | None, EXTENSION, PENDING] = None
+    timeouts: Annotated[Timeouts | None, EXTENSION] = None
+    outlier_detection: Annotated[OutlierDetection | None, EXTENSION] = None
 
     @model_validator(mode="after")
     def _tls_needs_https(self) -> Self:
@@ -390,8 +460,8 @@ class LLMProviderSpec(Model):
 class StringMatch(Model):
     """At most one of exact, prefix and regex (RE2, the whole value); none: the thing is present."""
 
-    exact: str | None = None
-    prefix: str | None = None
+    exact: TextToMatch | None = None
+    prefix: TextToMatch | None = None
     regex: Regex | None = None
 
     @model_validator(mode="after")
@@ -409,15 +479,47 @@ def _exact_from_string(value: object) -> object:
 StringOrMatch = Annotated[StringMatch, BeforeValidator(_exact_from_string)]
 
 
+def _matches_a_path(match: StringMatch) -> StringMatch:
+    for value in filter(None, (match.exact, match.prefix)):
+        if not value.startswith("/"):
+            mend = "a path begins with /, so this never matches; write it as /v1/embeddings"
+            raise ValueError(mend)
+        if "?" in value or "#" in value:
+            raise ValueError(
+                "a path is matched without its query, so this never matches; write only what"
+                " stands before ? and #"
+            )
+    return match
+
+
+def _matches_a_method(match: StringMatch) -> StringMatch:
+    for value in filter(None, (match.exact, match.prefix)):
+        if not _METHOD.match(value):
+            upper = value.strip().upper()
+            mend = upper if _METHOD.match(upper) else "it in capital letters, such as POST"
+            raise ValueError(f"{value!r} is no method, so this never matches; write {mend}")
+    return match
+
+
+PathMatch = Annotated[StringOrMatch, AfterValidator(_matches_a_path)]
+MethodMatch = Annotated[StringOrMatch, AfterValidator(_matches_a_method)]
+
+
 class Match(Model):
     """What stands inside one match is ANDed."""
 
     headers: Annotated[dict[HeaderName, StringMatch], DISTINCT_NAMES] = {}
     source_labels: Labels = {}
     gateways: Annotated[tuple[str, ...], LIST] = ()
-    path: Annotated[StringOrMatch | None, EXTENSION] = None
-    method: Annotated[StringOrMatch | None, EXTENSION] = None
+    path: Annotated[PathMatch | None, EXTENSION] = None
+    method: Annotated[MethodMatch | None, EXTENSION] = None
     model: Annotated[StringOrMatch | None, EXTENSION] = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it has no condition, so that every request matches."""
+        given = (self.path, self.method, self.model)
+        return not (self.headers or self.source_labels or self.gateways) and not any(given)
 
 
 class ObjectRef(Model):
@@ -436,7 +538,7 @@ class BackendRef(Model):
     provider_host: Host | None = None
     backend_ref: Annotated[ObjectRef | None, PENDING] = None
     weight: Annotated[int, Field(ge=0)] | None = None
-    priority: Annotated[Annotated[int, Field(ge=0)] | None, EXTENSION, PENDING] = None
+    priority: Annotated[Annotated[int, Field(ge=0)], EXTENSION] = 0
 
     @model_validator(mode="after")
     def _one_backend(self) -> Self:
@@ -455,13 +557,28 @@ RetryCondition = Annotated[
 ]
 
 
+def _some_condition[T](value: tuple[T, ...]) -> tuple[T, ...]:
+    if not value:
+        raise ValueError("the list is empty; to switch retries off, write attempts: 1 instead")
+    return value
+
+
 class Retry(Model):
-    """When and how often another attempt is made."""
+    """When and how often another attempt is made; `attempts` counts the first one."""
 
     attempts: Annotated[int, Field(ge=1)] | None = None
-    on: Annotated[tuple[RetryCondition, ...], LIST] = ()
-    per_try_timeout: Duration | None = None
+    on: Annotated[tuple[RetryCondition, ...], LIST, AfterValidator(_some_condition)] = ()
+    per_try_timeout: PositiveDuration | None = None
     backoff: Duration | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if all(getattr(self, name) in {None, ()} for name in type(self).model_fields):
+            raise ValueError(
+                "retry is empty; remove it for the default, or write attempts: 1 to switch retries"
+                " off"
+            )
+        return self
 
 
 class Affinity(Model):
@@ -490,18 +607,24 @@ class RouteRule(Model):
     name: Annotated[str, Field(min_length=1)] | None = None
     matches: Annotated[tuple[Match, ...], LIST] = ()
     backend_refs: Annotated[tuple[BackendRef, ...], LIST, NOT_EMPTY]
-    retry: Annotated[Retry | None, EXTENSION, PENDING] = None
+    retry: Annotated[Retry | None, EXTENSION] = None
     affinity: Annotated[Affinity | None, EXTENSION] = None
-    mirror: Annotated[Mirror | None, EXTENSION, PENDING] = None
+    mirror: Annotated[Mirror | None, EXTENSION] = None
     mode: Annotated[Literal["route", "observe"] | None, EXTENSION] = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every request that gets as far comes under this rule."""
+        return not self.matches or any(match.takes_all for match in self.matches)
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
         refs = self.backend_refs
-        if len(refs) > 1 and not any(ref.weight for ref in refs):
+        tiers = {ref.priority for ref in refs}
+        if len(refs) > 1 and len(tiers) == 1 and not any(ref.weight for ref in refs):
             raise ValueError(
                 "the weights of backendRefs are all zero (an omitted weight is 0), so nothing could"
-                " be chosen; give at least one a weight above 0"
+                " be chosen; give at least one a weight above 0, or each its own priority"
             )
         return self
 

@@ -12,6 +12,12 @@ from pointsman.config.credentials import Credential
 from pointsman.config.resources import Affinity, normalise_host
 
 StreamUsage = Literal["inject", "asIs"]
+RetryCondition = Literal["connect-failure", "reset", "429", "5xx", "first-byte-timeout"]
+RETRY_BY_DEFAULT: frozenset[RetryCondition] = frozenset(
+    {"connect-failure", "reset", "429", "5xx", "first-byte-timeout"}
+)
+DEFAULT_CONNECT_TIMEOUT = 10.0
+DEFAULT_BACKOFF = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,41 @@ class TlsSettings:
     ca_file: str | None = None
     sni: str | None = None
     verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Bounds for one attempt, in seconds; None: no bound of ours.
+
+    `first_byte` runs from the sent request to the first content that the client could be given.
+    """
+
+    connect: float = DEFAULT_CONNECT_TIMEOUT
+    first_byte: float | None = None
+    idle: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ejection:
+    """When a target is set aside, and for how long (seconds, doubled each time up to the most)."""
+
+    consecutive_failures: int = 5
+    base: float = 30.0
+    most: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and on what a request is tried again.
+
+    `attempts` counts the first one; None: each target of the plan once. `backoff` is the first
+    pause in seconds between two attempts on the same target.
+    """
+
+    attempts: int | None = None
+    on: frozenset[RetryCondition] = RETRY_BY_DEFAULT
+    per_try_timeout: float | None = None
+    backoff: float = DEFAULT_BACKOFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +95,9 @@ class Target:
     config: CallConfig | None = None
     stream_usage: StreamUsage = "asIs"
     weight: int = 1
+    priority: int = 0
+    limits: TimeLimits = TimeLimits()
+    ejection: Ejection = Ejection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +123,20 @@ class CompiledMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorTarget:
+    """Where a share of a rule's requests is copied to; `percent` is 0 to 100."""
+
+    target: Target
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a route. No matches: catch-all. No targets: none applies to this workload."""
+    """One rule of a route.
+
+    No matches: catch-all. No targets: none applies to this workload. The targets are in the order
+    of their priorities, within one as written; a weight counts within its priority.
+    """
 
     name: str
     key: str
@@ -88,6 +144,8 @@ class Rule:
     targets: tuple[Target, ...]
     affinity: Affinity | None = None
     observe: bool = False
+    retry: RetryPolicy = RetryPolicy()
+    mirror: MirrorTarget | None = None
 
 
 @dataclass(frozen=True, slots=True)

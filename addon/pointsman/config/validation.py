@@ -128,7 +128,7 @@ def _message(detail: ErrorDetails, value: object) -> str:
             return f"write {context['expected'].replace(chr(39), '')}"
         case bound if bound in _BOUNDS:
             name, words = _BOUNDS[bound]
-            return f"it must be {words} {context[name]}"
+            return f"it must be {words} {context[name]:g}"
         case known:
             words = _WORDS.get(known, detail["msg"])
             return f"it is empty; {words}" if value is None else words

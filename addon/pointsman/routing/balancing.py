@@ -18,6 +18,7 @@ from pointsman.routing.request import ClientRequest
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _HASH_BITS = 52  # so that neither 0 nor 1 can come out by rounding
+_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 class NoWeightError(ValueError):
@@ -44,12 +45,26 @@ def choose(targets: Sequence[Target], r: float) -> Target:
     Raises:
         NoWeightError: no target has a weight.
     """
-    total = sum(target.weight for target in targets)
+    index, _ = place([target.weight for target in targets], r)
+    return targets[index]
+
+
+def place(weights: Sequence[int], r: float) -> tuple[int, float]:
+    """Return which interval of the weights holds `r`, and where in it `r` lies.
+
+    Both `r` and the place are numbers in [0, 1). Over all `r` of one interval the places are spread
+    as the draws are over the whole, so that a place can serve as the draw for what comes next.
+
+    Raises:
+        NoWeightError: there is no weight.
+    """
+    total = sum(weights)
     if total <= 0:
         raise NoWeightError
     threshold = r * total
-    reached = accumulate(target.weight for target in targets)
-    return next(target for target, end in zip(targets, reached, strict=True) if threshold < end)
+    index, end = next((i, end) for i, end in enumerate(accumulate(weights)) if threshold < end)
+    start = end - weights[index]
+    return index, min((threshold - start) / weights[index], _BELOW_ONE)
 
 
 def choose_by_hash(targets: Sequence[Target], value: str) -> Target:
@@ -58,10 +73,23 @@ def choose_by_hash(targets: Sequence[Target], value: str) -> Target:
     Raises:
         NoWeightError: no target has a weight.
     """
-    weighted = [target for target in targets if target.weight > 0]
-    if not weighted:
+    ranked = rank_by_hash(targets, value)
+    if not ranked:
         raise NoWeightError
-    return max(weighted, key=lambda target: target.weight / -math.log(_unit(target.host, value)))
+    return ranked[0]
+
+
+def rank_by_hash(targets: Sequence[Target], value: str) -> list[Target]:
+    """Return the targets that have a weight, the one that this value belongs to first.
+
+    Over all values the order is a drawing by weight without replacement. It stays as it is when
+    targets come or go, so the second is where the value goes without the first.
+    """
+
+    def score(target: Target) -> float:
+        return target.weight / -math.log(_unit(target.host, value))
+
+    return sorted((target for target in targets if target.weight > 0), key=score, reverse=True)
 
 
 def _unit(host: str, value: str) -> float:

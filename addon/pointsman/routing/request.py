@@ -1,7 +1,8 @@
 """The client's request as routing sees it, and the fields of its JSON body."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,15 +21,53 @@ def text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
 def _lenient(body: bytes) -> Mapping[str, msgspec.Raw]:
-    """Decode what msgspec refuses and Python's clients send: lone surrogates (a cut emoji), NaN."""
+    """Decode what msgspec refuses and Python's clients send: lone surrogates (a cut emoji), NaN.
+
+    The values stay as they were sent here too.
+    """
     try:
-        fields = json.loads(body)
-        if isinstance(fields, dict):
-            return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in fields.items()}
-    except (ValueError, RecursionError):
-        pass
-    raise MalformedBodyError("The request body is not a JSON object.")
+        return dict(_members(body.decode(json.detect_encoding(body))))
+    except (ValueError, IndexError, RecursionError):
+        raise MalformedBodyError("The request body is not a JSON object.") from None
+
+
+def _members(said: str) -> Iterator[tuple[str, msgspec.Raw]]:
+    """Yield the members of a JSON object. Raises ValueError or IndexError if it is none."""
+    at = _expect(said, 0, "{")
+    if said[at] == "}":
+        at = _after(said, at + 1)
+    else:
+        while True:
+            name, end = _DECODER.raw_decode(said, at)
+            at = _expect(said, _after(said, end), ":")
+            _, end = _DECODER.raw_decode(said, at)
+            if not isinstance(name, str):
+                raise ValueError("a name is no string")  # noqa: TRY004 (of JSON, not of Python)
+            yield name, msgspec.Raw(said[at:end].encode())
+            at = _after(said, end)
+            if said[at] == "}":
+                at = _after(said, at + 1)
+                break
+            at = _expect(said, at, ",")
+    if at != len(said):
+        raise ValueError("something follows the object")
+
+
+def _after(said: str, at: int) -> int:
+    match = _SPACE.match(said, at)
+    return match.end() if match else at
+
+
+def _expect(said: str, at: int, mark: str) -> int:
+    at = _after(said, at)
+    if said[at] != mark:
+        raise ValueError(f"{mark} is missing")
+    return _after(said, at + 1)
 
 
 class Body:

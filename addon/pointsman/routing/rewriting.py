@@ -10,7 +10,9 @@ A target without a config is only accounted for: its own host's traffic goes whe
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Literal
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -20,6 +22,7 @@ from pointsman.errors import ModelMissingError
 from pointsman.routing.request import Body, ClientRequest, Headers, text
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+Shape = Literal["fold", "unfold"]
 
 # RFC 9110, 7.6.1, and what proxies of old have added.
 HOP_BY_HOP = frozenset(
@@ -39,6 +42,7 @@ HOP_BY_HOP = frozenset(
 CREDENTIAL_HEADERS = frozenset(
     {
         b"api-key",
+        b"api_key",
         b"authorization",
         b"ocp-apim-subscription-key",  # Azure API Management
         b"proxy-authorization",
@@ -50,9 +54,16 @@ CREDENTIAL_HEADERS = frozenset(
 # What belongs to the account of the client's key and would contradict another's.
 _ACCOUNT_HEADERS = frozenset({b"openai-organization", b"openai-project"})
 # Gemini's clients may put their key into the query.
-CREDENTIAL_PARAMETERS = frozenset({"key", "api_key", "api-key"})
+CREDENTIAL_PARAMETERS = frozenset({"access_token", "api-key", "api_key", "apikey", "key"})
+
+
+def is_credential_parameter(name: str) -> bool:
+    """Tell whether a query parameter, percent-encoded or not, carries a key."""
+    return unquote(name).lower() in CREDENTIAL_PARAMETERS
+
 
 _CHAT_ENDPOINT = "/chat/completions"
+_PATH_SAFE = "/:@!$&'()*+,;=~-._"
 # The endpoints of the OpenAI API, by which a path is told from the base that it stands on.
 _ENDPOINT = re.compile(
     r"/(?:chat/completions|completions|responses|embeddings|models|moderations|images|audio|files"
@@ -66,8 +77,11 @@ class Outgoing:
     """A request as it goes to the wire. It holds the key: it must not be logged or shown.
 
     `model` and `stream` are what the provider is asked for; `asked_usage` tells that the usage
-    event was asked for on our own account and has to be taken out of the answer again.
-    `secret_headers` are the lower-case names whose values no one may see.
+    event was asked for on our own account and has to be taken out of the answer again. `shape`
+    tells what has to be done with the answer where the rules force `stream` against the client's
+    wish: fold a stream into one body, or unfold a body into a stream; `client_usage` that the
+    client wants the usage event in the latter. `secret_headers` are the lower-case names whose
+    values no one may see.
     """
 
     method: str
@@ -82,6 +96,8 @@ class Outgoing:
     model: str | None
     stream: bool
     asked_usage: bool = False
+    shape: Shape | None = None
+    client_usage: bool = False
     secret_headers: frozenset[str] = frozenset()
 
 
@@ -123,6 +139,8 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
         model=patched.model if patched else request.model,
         stream=patched.stream if patched else request.body.lenient_fields.get("stream") == _TRUE,
         asked_usage=patched.asked_usage if patched else False,
+        shape=patched.shape if patched else None,
+        client_usage=patched.client_usage if patched else False,
         secret_headers=frozenset(text(name) for name in set_headers)
         | frozenset(text(name) for name in CREDENTIAL_HEADERS | {b"cookie"}),
     )
@@ -138,12 +156,25 @@ def is_chat(target: Target, request: ClientRequest) -> bool:
     """Tell whether a request is for the chat endpoint: a POST to `/` or to any chat path."""
     if request.method != "POST":
         return False
-    path = request.bare_path.rstrip("/")
-    if path.endswith(_CHAT_ENDPOINT):
+    path = plain_path(request.bare_path).rstrip("/")
+    if path.lower().endswith(_CHAT_ENDPOINT):
         return True
     # Without a config nothing is rewritten, so a bare "/" keeps the meaning the host gives it.
     endpoint = (target.path or "").partition("?")[0].rstrip("/")
     return target.config is not None and path in {"", endpoint}
+
+
+def plain_path(path: str) -> str:
+    """Return a path as a provider may read it: decoded, without dot segments and `;` parameters.
+
+    Otherwise another spelling of the chat path would leave with the rules' key and the client's own
+    model.
+    """
+    decoded = unquote(path)
+    if decoded == path and ";" not in path and "/." not in path and "//" not in path:
+        return path
+    segments = "/".join(segment.partition(";")[0] for segment in decoded.split("/"))
+    return normpath("/" + segments.lstrip("/"))
 
 
 def patches_body(target: Target, request: ClientRequest) -> bool:
@@ -179,7 +210,10 @@ def _path(
         path, query = request.bare_path or "/", ""
     else:
         endpoint, _, query = target.path.partition("?")
-        below = _below(_base(endpoint), request.bare_path, same_host=same_host)
+        asked = request.bare_path
+        if any(odd in unquote(asked) for odd in ("/.", "//")):
+            asked = quote(plain_path(asked), safe=_PATH_SAFE)  # not to climb out of the base path
+        below = _below(_base(endpoint), asked, same_host=same_host)
         path = endpoint if chat else below
     rest = request.path.partition("?")[2]
     if own_key or not same_host:
@@ -209,9 +243,7 @@ def _below(base: str, path: str, *, same_host: bool) -> str:
 
 def _without_credentials(query: str) -> str:
     kept = [
-        part
-        for part in query.split("&")
-        if part.partition("=")[0].lower() not in CREDENTIAL_PARAMETERS
+        part for part in query.split("&") if not is_credential_parameter(part.partition("=")[0])
     ]
     return "&".join(kept)
 
@@ -259,19 +291,28 @@ def _headers(
     if body is not None:
         drop |= {b"content-encoding"}  # what is patched was decoded
     result = []
-    for raw_name, value in request.headers:
-        name = raw_name.lower()
+    if host is not None and not request.multiplexed and "host" not in request.header_values:
+        result.append((b"host", host))
+    for raw_name, sent in request.headers:
+        name, value = raw_name.lower(), sent
         if name in drop or name in named or name in set_headers:
             continue
-        if name == b"host" and host is not None:
-            result.append((raw_name, host))
-        else:
-            result.append((raw_name, value))
+        if name == b"host":
+            value = host or sent
+        elif name == b"sec-websocket-protocol" and b"authorization" in drop:
+            value = _without_key_protocols(sent)
+        result.append((raw_name, value))
     if b"accept-encoding" in drop:
         result.append((b"accept-encoding", b"identity"))
     result.extend(set_headers.items())
     result.extend(_framing(request, body))
     return tuple(result)
+
+
+def _without_key_protocols(value: bytes) -> bytes:
+    """Drop the client's key from a Sec-WebSocket-Protocol, where browsers have to put it."""
+    parts = [part.strip() for part in value.split(b",")]
+    return b", ".join(part for part in parts if not part.startswith(b"openai-insecure-api-key"))
 
 
 def _framing(request: ClientRequest, body: bytes | None) -> Headers:
@@ -319,6 +360,8 @@ class _Patched:
     model: str | None
     stream: bool
     asked_usage: bool
+    shape: Shape | None
+    client_usage: bool
 
 
 def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Patched:
@@ -347,7 +390,12 @@ def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Pa
     if changes:
         merged = {**fields, **changes}
         body = msgspec.json.encode({k: v for k, v in merged.items() if v is not None})
-    return _Patched(body, model, stream, asked_usage)
+    wanted_stream = fields.get("stream") == _TRUE
+    shape: Shape | None = None
+    if config is not None and config.stream is not None and stream != wanted_stream:
+        shape = "fold" if stream else "unfold"
+    usage = wanted_stream and _asks_usage(fields.get("stream_options", _NULL))
+    return _Patched(body, model, stream, asked_usage, shape, client_usage=usage)
 
 
 def _patch_model(
@@ -379,6 +427,14 @@ def map_model(config: CallConfig, asked: str | None) -> str | None:
         if prefixes:
             return mapping[max(prefixes, key=len)]
     return config.model or asked
+
+
+def _asks_usage(options: msgspec.Raw) -> bool:
+    try:
+        asked = msgspec.json.decode(options)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(asked, dict) and asked.get("include_usage") is True
 
 
 def _ask_usage(options: msgspec.Raw, changes: dict[str, msgspec.Raw | None]) -> bool:
