@@ -89,7 +89,14 @@ def test_check_tells_what_else_it_needs(rules: Path) -> None:
     assert run("check", rules, "--labels", "nonsense=").exit_code == 0
     result = run("check", rules, "--labels", str(rules / "missing"))
     assert result.exit_code == 2
-    assert "No such file" in result.output
+    assert f"--labels: {rules / 'missing'} can't be read (no such file" in result.output
+    (rules / "binary").write_bytes(b"\xff\xfe=")
+    result = run("check", rules, "--labels", str(rules / "binary"))
+    assert result.exit_code == 2
+    assert f"--labels: {rules / 'binary'} can't be read (not text)" in result.output
+    result = run("check", rules, "--labels", "a=b,c")
+    assert result.exit_code == 2
+    assert "--labels: 'c' is not a label" in result.output
 
 
 def test_explain_goes_rule_by_rule_and_masks_the_key(rules: Path) -> None:
@@ -130,6 +137,16 @@ def test_explain_as_json(rules: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "body", ['{"model":"a","x":NaN}', '{"model":"a","x":"\\ud83d"}', '{"x":-Infinity,"model":"a"}']
+)
+def test_explain_takes_a_body_that_python_clients_send(rules: Path, body: str) -> None:
+    result = run("explain", rules, "--url", "http://front/v1/chat/completions", "-d", body)
+    assert result.exit_code == 0
+    assert 'body model: "a" → "east-1"' in result.output
+    assert "body x" not in result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
         (["--url", "http://front/other"], 1, "404: no rule of the route matches"),
@@ -140,6 +157,14 @@ def test_explain_as_json(rules: Path) -> None:
         ),
         (["--url", "http://elsewhere.test/"], 0, "passed on untouched"),
         (["--url", "ftp://x"], 2, "is not an http or https URL"),
+        (["--url", "http://front:99999/"], 2, "has a port that can't be; write 1 to 65535"),
+        (["--url", "http://front:0/"], 2, "write 1 to 65535"),
+        (["--url", "http://front:x/"], 2, "write 1 to 65535"),
+        (["--url", "http://[::1/"], 2, "is not a URL; IPv6 goes in brackets"),
+        (["--url", "http://front/a b"], 2, "white space in it; write %20"),
+        (["--url", "http://front/a\nb"], 2, "white space in it"),
+        (["--url", "http://front/", "-X", "GE T"], 2, "--method: 'GE T' is not an HTTP method"),
+        (["--url", "http://front/", "-X", ""], 2, "--method: '' is not an HTTP method"),
         (["--url", "http://front/", "-H", "no colon"], 2, "is not `name: value`"),
         (["--url", "http://front/", "-d", "@/nowhere"], 2, "can't be read"),
     ],

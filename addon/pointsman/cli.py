@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from pointsman import explaining
+from pointsman.config.files import reason
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, load
 
@@ -45,8 +46,11 @@ def _fail(message: str, status: int) -> NoReturn:
 def _load(rules: Path, labels: str, gateways: list[str] | None) -> Loaded:
     try:
         instance = Instance(labels=parse_labels(labels), gateways=frozenset(gateways or ["mesh"]))
-    except (OSError, ValueError) as error:
-        _fail(str(error), 2)
+    except (OSError, UnicodeDecodeError) as error:
+        why = reason(error) if isinstance(error, OSError) else "not text"
+        _fail(f"--labels: {labels} can't be read ({why}); check the path", 2)
+    except ValueError as error:
+        _fail(f"--labels: {error}", 2)
     try:
         return load(rules, instance=instance)
     except LoadError as error:

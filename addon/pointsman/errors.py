@@ -72,6 +72,21 @@ class UnsupportedEncodingError(RequestError):
     flag = "DPE"
 
 
+class AmbiguousHostError(RequestError):
+    """A request that names more than one host."""
+
+    code = "ambiguous_host"
+    flag = "DPE"
+
+
+class MisdirectedError(RequestError):
+    """A request that names another host than the connection that it came by (RFC 9110, 15.5.20)."""
+
+    status = 421
+    code = "misdirected"
+    flag = "DPE"
+
+
 class UpstreamError(RequestError):
     """No answer could be had from the provider."""
 
@@ -93,6 +108,14 @@ class UpstreamProtocolError(UpstreamError):
 
     code = "upstream_protocol_error"
     flag = "UPE"
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The provider did not answer in time."""
+
+    status = 504
+    code = "upstream_timeout"
+    flag = "UT"
 
 
 class InternalError(RequestError):

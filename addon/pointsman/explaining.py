@@ -4,9 +4,11 @@ The same functions decide here and in the proxy. Keys are masked; of the body on
 change are shown.
 """
 
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from rich.console import Console
@@ -23,6 +25,7 @@ from pointsman.routing.rewriting import DEFAULT_PORTS, Outgoing, rewrite
 _BODY_LIMIT = 32 * 1024 * 1024
 _SHOWN = 60
 _TOKEN_CHARACTERS = 32  # a header name longer than that is taken for a mistake in the quoting
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,14 @@ class BodyChange:
 
 @dataclass(frozen=True, slots=True)
 class TargetStep:
-    """One target that the request may go to, and the request that would leave."""
+    """One target that the request may go to, and the request that would leave.
+
+    `share` is its part of what its priority gets; a priority above 0 waits for the ones before.
+    """
 
     provider: str
     share: float
+    priority: int = 0
     method: str = ""
     url: str = ""
     connects_to: str = ""
@@ -81,10 +88,9 @@ def parse_request(*, url: str, method: str, headers: list[str], body: bytes) -> 
     Raises:
         ValueError: a part is malformed.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ValueError(f"--url: {url!r} is not an http or https URL")
-    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    if not _TOKEN.match(method):
+        raise ValueError(f"--method: {method!r} is not an HTTP method; write it as POST")
+    parts, host, port = _split(url)
     fields = [(b"host", parts.netloc.rpartition("@")[2].encode())]
     for header in headers:
         name, colon, value = header.partition(":")
@@ -96,13 +102,32 @@ def parse_request(*, url: str, method: str, headers: list[str], body: bytes) -> 
     return ClientRequest(
         method=method.upper(),
         scheme=parts.scheme,
-        host=parts.hostname,
+        host=host,
         port=port,
         path=f"{path}?{parts.query}" if parts.query else path,
         headers=tuple(fields),
         body=Body(body, encoding, limit=_BODY_LIMIT),
-        address=(parts.hostname, port),
+        address=(host, port),
     )
+
+
+def _split(url: str) -> tuple[SplitResult, str, int]:
+    """Return the parts of a URL, its host, and its port or its scheme's. Raises ValueError."""
+    if not url.isprintable() or " " in url:
+        raise ValueError(f"--url: {url!r} has white space in it; write %20 for a space")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError:
+        raise ValueError(f"--url: {url!r} is not a URL; IPv6 goes in brackets") from None
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ValueError(f"--url: {url!r} is not an http or https URL")
+    try:
+        port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ValueError(f"--url: {url!r} has a port that can't be; write 1 to 65535")
+    return parts, parts.hostname, port
 
 
 def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
@@ -132,25 +157,30 @@ def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
 def _targets(rule: Rule, affinity: str | None) -> list[tuple[Target, float]]:
     if affinity is not None:
         return [(choose_by_hash(rule.targets, affinity), 1.0)]
-    total = sum(target.weight for target in rule.targets)
-    if not total:
+    if not any(target.weight for target in rule.targets):
         raise NoWeightError
-    return [(target, target.weight / total) for target in rule.targets if target.weight]
+    tiers = Counter[int]()
+    for target in rule.targets:
+        tiers[target.priority] += target.weight
+    return [(t, t.weight / tiers[t.priority]) for t in rule.targets if t.weight]
 
 
 def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
     try:
         outgoing = rewrite(target, request)
     except RequestError as error:
-        return TargetStep(target.provider, share, error=f"{error.status}: {error}")
+        message = f"{error.status}: {error}"
+        return TargetStep(target.provider, share, target.priority, error=message)
     except CredentialError as error:
-        return TargetStep(target.provider, share, error=f"{NoTargetError.status}: {error}")
+        message = f"{NoTargetError.status}: {error}"
+        return TargetStep(target.provider, share, target.priority, error=message)
     port = "" if outgoing.port == DEFAULT_PORTS[outgoing.scheme] else f":{outgoing.port}"
     host, connected_port = outgoing.address
     sent = {name.lower() for name, _ in outgoing.headers}
     return TargetStep(
         provider=target.provider,
         share=share,
+        priority=target.priority,
         method=outgoing.method,
         url=f"{outgoing.scheme}://{outgoing.host}{port}{outgoing.path}",
         connects_to=f"{host}:{connected_port}",
@@ -177,7 +207,8 @@ def _changes(request: ClientRequest, outgoing: Outgoing) -> list[BodyChange]:
     if outgoing.body is request.body.raw:
         return []
     before = request.body.lenient_fields
-    after = msgspec.json.decode(outgoing.body, type=dict[str, msgspec.Raw])
+    # What the client may send (NaN, a lone surrogate) leaves as it came, and is read alike.
+    after = Body(outgoing.body, limit=len(outgoing.body)).lenient_fields
     return [
         BodyChange(name, _shown(before.get(name)), _shown(after.get(name)))
         for name in dict.fromkeys([*before, *after])
@@ -221,7 +252,8 @@ class _Line(Protocol):
 
 
 def _show_target(target: TargetStep, line: _Line) -> None:
-    line("bold", f"  → {target.provider} ({target.share:.0%})")
+    tier = f", when those before have failed: priority {target.priority}" if target.priority else ""
+    line("bold", f"  → {target.provider} ({target.share:.0%}{tier})")
     if target.error:
         line("red", "      refused with", target.error)
         return

@@ -22,6 +22,7 @@ from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
 
 from pointsman.proxy import tuning
+from pointsman.proxy.attempts import AttemptingStream
 from pointsman.proxy.streams import Stream
 
 
@@ -63,8 +64,15 @@ def test_what_is_overridden_or_called_keeps_its_parameters(
 
 
 def test_every_state_of_the_stream_that_is_overridden_exists_in_the_original() -> None:
-    own = {name for name in vars(Stream) if name.startswith("state_")}
-    assert own - set(dir(HttpStream)) == {"state_hold_refusal"}
+    states = {**vars(AttemptingStream), **vars(Stream)}
+    own = {name for name in states if name.startswith("state_")}
+    assert own - set(dir(HttpStream)) == {
+        "state_between_attempts",
+        "state_drain",
+        "state_hold_refusal",
+        "state_open",
+        "state_shape",
+    }
 
 
 @pytest.mark.parametrize(

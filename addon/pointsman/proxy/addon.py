@@ -15,18 +15,20 @@ from typing import Any
 from mitmproxy import ctx, exceptions, http, tcp, tls
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.next_layer import NextLayer as NextLayerAddon
-from mitmproxy.connection import Client
-from mitmproxy.proxy import layer
+from mitmproxy.connection import Client, Server
+from mitmproxy.proxy import layer, server_hooks
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
+from pointsman.config.problems import did_you_mean
 from pointsman.locations import default_rules
 from pointsman.proxy import tuning
-from pointsman.proxy.connections import ProviderConnection
+from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.layers import Layer
-from pointsman.proxy.passthrough import leave_encrypted, raw_layer
+from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
 from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.router import Router
 from pointsman.proxy.upstream_tls import start_tls
@@ -49,6 +51,7 @@ class Pointsman:
         self.router = Router()
         self._access_log: AccessLog | None = None
         self._running = False
+        self._connect_timeouts = ConnectTimeouts()
         self._watcher: asyncio.Task[None] | None = None
         self._rules = Path(DEFAULT_RULES)
         self._instance = Instance()
@@ -97,6 +100,7 @@ class Pointsman:
         )
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
+        self._mend_layer_choice()
         self._take_options()
 
     def _take_options(self) -> None:
@@ -110,6 +114,14 @@ class Pointsman:
         except exceptions.OptionsError as error:
             logger.error("%s", error)  # noqa: TRY400 (see configure)
             raise
+
+    def _refuse_unknown_options(self) -> None:
+        """Tell of options that no one knows: mitmproxy ignores a misspelt `--set` in silence."""
+        known = [name for name in ctx.options.keys() if name.startswith("llm_")]  # noqa: SIM118
+        for name in ctx.options.deferred:
+            if name.startswith("llm"):
+                meant = did_you_mean(name, known)
+                logger.error("unknown option %s%s", name, meant)
 
     def configure(self, updated: set[str]) -> None:
         """Take over changed options.
@@ -146,6 +158,8 @@ class Pointsman:
     def running(self) -> None:
         """Begin to watch the rules; slim mitmproxy down where no one can see it."""
         self._running = True
+        self._refuse_unknown_options()
+        tuning.keep_loaded(ctx.master, self)
         self.router.keep_bodies = not isinstance(ctx.master, DumpMaster) or bool(
             ctx.options.save_stream_file or ctx.options.hardump
         )
@@ -225,13 +239,25 @@ class Pointsman:
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Let mitmproxy choose the layer, then put ours in the place of its HTTP layer."""
         if nextlayer.layer is None:
-            nextlayer.layer = raw_layer(nextlayer.context, nextlayer.data_client())
-        if nextlayer.layer is None:
             # mitmproxy's own addon for this comes after us.
             chooser: NextLayerAddon = ctx.master.addons.get("nextlayer")
             chooser.next_layer(nextlayer)
         if nextlayer.layer is not None:
             nextlayer.layer = self._with_our_http_layer(nextlayer.layer)
+
+    def _mend_layer_choice(self) -> None:
+        """Put our judgement around mitmproxy's choice; what it defers is asked again later."""
+        chooser: NextLayerAddon | None = ctx.master.addons.get("nextlayer")
+        if chooser is None:
+            return
+        choose = chooser._next_layer  # noqa: SLF001 (there is no other place; see test_internals)
+
+        def judge(context: Context, client_data: bytes, server_data: bytes) -> layer.Layer | None:
+            await_more(context, client_data, server_data)
+            chosen = choose(context, client_data, server_data)
+            return reconsider(self.router.table, context, client_data, chosen)
+
+        chooser._next_layer = judge  # type: ignore[method-assign,assignment] # noqa: SLF001
 
     def _with_our_http_layer(self, top: layer.Layer) -> layer.Layer:
         if type(top) is HttpLayer:
@@ -252,6 +278,28 @@ class Pointsman:
         if isinstance(tls_start.conn, ProviderConnection):
             start_tls(tls_start, tls_start.conn.settings)
 
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Bound how long the connection takes."""
+        self._connect_timeouts.begin(data.server)
+
+    def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Without TLS, the connection can be used now."""
+        if not data.server.tls:
+            self._connect_timeouts.end(data.server)
+
+    def tls_established_server(self, data: tls.TlsData) -> None:
+        """With TLS, it can be used now."""
+        if isinstance(data.conn, Server):
+            self._connect_timeouts.end(data.conn)
+
+    def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """It has failed."""
+        self._connect_timeouts.end(data.server)
+
+    def server_disconnected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """It has failed during TLS, or is over."""
+        self._connect_timeouts.end(data.server)
+
     def client_connected(self, client: Client) -> None:
         """Lift mitmproxy's limit of five upstream connections."""
         tuning.allow_parallel_calls(ctx.master, client)
@@ -267,7 +315,9 @@ class Pointsman:
 
         These are replays from a UI, for which mitmproxy builds a plain layer of its own.
         """
-        if flow.is_replay == "request" and self.router.table.lookup(flow.request.pretty_host):
+        names = (flow.request.pretty_host, flow.request.host)
+        ours = any(self.router.table.lookup(name) for name in names)
+        if flow.is_replay == "request" and ours:
             flow.response = http.Response.make(
                 502,
                 b'{"error":{"message":"Pointsman does not carry replayed requests: without it they'

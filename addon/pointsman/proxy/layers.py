@@ -5,20 +5,30 @@ leaned on here change shape.
 """
 
 import logging
+import re
+from typing import Any
 
+import h11
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import _upstream_proxy
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._http1 import Http1Client
+from mitmproxy.proxy.layers.http._http2 import Http2Client
 
 from pointsman.errors import InternalError
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
 from pointsman.proxy.router import Router
 from pointsman.proxy.streams import Stream
+from pointsman.proxy.tuning import describe
 
 logger = logging.getLogger(__name__)
+
+# 101 is no interim answer: it ends HTTP.
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")
 
 
 class Layer(http_layer.HttpLayer):
@@ -33,9 +43,9 @@ class Layer(http_layer.HttpLayer):
             return
         try:
             yield from super()._handle_event(event)
-        except Exception:
-            # mitmproxy would log this and leave the client waiting for ever.
-            logger.exception("the HTTP layer failed; closing the client's connection")
+        except Exception as fault:  # noqa: BLE001 (mitmproxy would leave the client waiting)
+            what = "the HTTP layer failed; closing the client's connection\n%s"
+            logger.error(what, describe(fault))  # noqa: TRY400 (the message may quote a request)
             for stream in list(self.streams.values()):
                 if isinstance(stream, Stream):
                     stream.abandon(InternalError("internal error"))
@@ -80,6 +90,8 @@ class Layer(http_layer.HttpLayer):
                     continue
                 if connection in self.waiting_for_establishment:
                     self.waiting_for_establishment[connection].append(event)
+                    assert isinstance(connection, ProviderConnection)
+                    event.server = connection
                     return
                 # HTTP/2 clients share only HTTP/2 connections (see HttpLayer.register_connection).
                 multiplexed = self.context.client.alpn == b"h2"
@@ -94,9 +106,10 @@ class Layer(http_layer.HttpLayer):
         context = self.context.fork()
         server = ProviderConnection(address=event.address)
         server.settings = event.settings
+        server.connect_timeout = event.connect_timeout
         # It is what the certificate is checked against, whatever address is connected to.
         server.sni = event.sni
-        context.server = server
+        context.server = event.server = server
         stack = tunnel.LayerStack()
         if event.via:
             server.via = event.via
@@ -106,7 +119,69 @@ class Layer(http_layer.HttpLayer):
             h2 = self.context.client.alpn == b"h2" and self.context.options.http2
             server.alpn_offers = [b"h2", b"http/1.1"] if h2 else [b"http/1.1"]
             stack /= tls.ServerTLSLayer(context)
-        stack /= http_layer.HttpClient(context)
+        stack /= _ProviderClient(context, self)
         self.connections[server] = stack[0]
         self.waiting_for_establishment[server].append(event)
         yield from self.event_to_child(stack[0], events.Start())
+
+
+class _Http1Client(Http1Client):
+    """mitmproxy's HTTP/1 client, which takes 1xx for the answer and fails on trailers."""
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Skip interim answers (RFC 9110, 15.2): they are the provider's word to us."""
+        while self.request and (interim := _INTERIM.match(bytes(self.buf))):
+            self.buf.maybe_extract_at_most(interim.end())
+        yield from super().read_headers(event)
+
+    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Drop trailers, as a proxy may (RFC 9110, 6.5.1)."""
+        read = self.body_reader
+        if not isinstance(read, _WithoutTrailers):
+            self.body_reader = _WithoutTrailers(read)  # type: ignore[assignment]
+        yield from super().read_body(event)
+
+
+class _WithoutTrailers:
+    def __init__(self, reader: Any) -> None:
+        self._read = reader
+
+    def __call__(self, buf: Any) -> Any:
+        event = self._read(buf)
+        return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) else event
+
+    def read_eof(self) -> Any:
+        return self._read.read_eof()
+
+
+class _ProviderClient(http_layer.HttpClient):
+    """The client's end of a provider's connection. What it says late is not heard any more.
+
+    An attempt that was given up goes on to end: its connection closes, its stream is reset.
+    mitmproxy tells the request of that, which by then may be waiting for another provider.
+    """
+
+    def __init__(self, context: Context, parent: Layer) -> None:
+        super().__init__(context)
+        self._parent = parent
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Open the connection and put our own client on it."""
+        err = yield commands.OpenConnection(self.context.server)
+        if not err:
+            h2 = self.context.server.alpn == b"h2"
+            self.child_layer = Http2Client(self.context) if h2 else _Http1Client(self.context)
+            self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
+            yield from self.child_layer.handle_event(event)
+        yield http_layer.RegisterHttpConnection(self.context.server, err)
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Pass on what the current attempt's provider says."""
+        for command in super().handle_event(event):
+            if isinstance(command, ReceiveHttp) and self._is_late(command.event.stream_id):
+                continue
+            yield command
+
+    def _is_late(self, stream_id: int) -> bool:
+        stream = self._parent.streams.get(stream_id)
+        return isinstance(stream, Stream) and stream.heard is not self.context.server

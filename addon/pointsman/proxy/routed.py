@@ -6,27 +6,32 @@ the client's own, which is masked on the flow and kept aside.
 """
 
 import logging
+import random
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mitmproxy import http
 from mitmproxy.net.http import url
 
 from pointsman.config.credentials import CredentialError, mask
-from pointsman.config.table import Route, Target
+from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
 from pointsman.errors import InternalError, NoRouteError, NoTargetError, RequestError
 from pointsman.protocols import detect
 from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import Answer
+from pointsman.proxy.claiming import port_of
 from pointsman.proxy.router import Decision, Router
+from pointsman.proxy.shaping import Shaper
+from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
 from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
 from pointsman.routing.rewriting import (
     CREDENTIAL_HEADERS,
-    CREDENTIAL_PARAMETERS,
     Outgoing,
     forward,
+    is_credential_parameter,
     rewrite,
     without_hop_by_hop,
 )
@@ -54,12 +59,21 @@ class Call:
 class RoutedRequest:
     """A request to a host of ours, and its exchange."""
 
-    def __init__(self, router: Router, flow: http.HTTPFlow, route: Route, host: str) -> None:
+    def __init__(
+        self,
+        router: Router,
+        flow: http.HTTPFlow,
+        route: Route,
+        host: str,
+        refusal: RequestError | None = None,
+    ) -> None:
         self.flow = flow
+        self._refusal = refusal  # it is ours, and has to be refused whatever the rules say
         self.decision: Decision | None = None
         self.call: Call | None = None
         self.answer: Answer | None = None
         self.asks_usage = True
+        self.last_chunk = 0.0
         self.kept = bytearray()  # of the answer's body, where a UI will show it
         self._router = router
         self._route = route
@@ -78,17 +92,23 @@ class RoutedRequest:
             namespace=router.namespace,
             route=route.name,
         )
+        self._made = 0
+        # When a target may be called again, by its place in the plan: its Retry-After.
+        self._not_before: dict[int, float] = {}
+        self._mirrored = False
+        self._encoding = ""
+        self._last_answer: http.Response | None = None
         self._body: Body | None = None
         self._passes_unread: bool | None = None
         # The client's credentials, by what stands on the flow in their place.
         self._masked: dict[tuple[bytes, bytes], bytes] = {}
         self._masked_paths: dict[str, str] = {}
-        self._mask_credentials()
         router.opened(flow.client_conn.id, self)
 
     # --- the request ------------------------------------------------------------------------------
 
-    def _mask_credentials(self) -> None:
+    def mask_credentials(self) -> None:
+        """Put masks in the place of the client's keys; they are kept for the wire."""
         request = self.flow.request
         fields = []
         for name, value in request.headers.fields:
@@ -96,6 +116,9 @@ class RoutedRequest:
             # With a space after its name a header is refused, but the flow is kept.
             if name.strip().lower() in CREDENTIAL_HEADERS:
                 shown = mask(text(value)).encode()
+            elif name.lower() == b"sec-websocket-protocol":
+                shown = mask_protocols(value)
+            if shown is not value:
                 self._masked[name, shown] = value
             fields.append((name, shown))
         request.headers.fields = tuple(fields)
@@ -110,7 +133,7 @@ class RoutedRequest:
         if self._body is None or not (self._body.streamed or self._body.raw is raw):
             encoding = request.headers.get("content-encoding", "")
             self._body = Body(raw, encoding, limit=self._router.body_limit)
-        _, port = url.parse_authority(request.host_header or "", check=False)
+        port = port_of(request.host_header or "")
         return ClientRequest(
             method=request.method,
             scheme=request.scheme,
@@ -129,6 +152,8 @@ class RoutedRequest:
     def decide(self) -> RequestError | None:
         """Make the decision; return what the client has to be told instead, if so."""
         started = time.perf_counter()
+        if self._refusal is not None:
+            return self._refusal
         try:
             request = self.client_request()
             self.exchange.request_bytes = len(request.body.raw)
@@ -148,6 +173,8 @@ class RoutedRequest:
         if self._passes_unread is None:
             self._body = StreamedBody()
             self._passes_unread = False
+            if self._refusal is not None:
+                return False
             try:
                 decision = self._router.decide_unread(self._route, self.client_request())
                 if decision is not None:
@@ -177,22 +204,40 @@ class RoutedRequest:
         self.exchange.flag("OB")
         return None
 
-    def begin_call(self) -> Call | RequestError:
-        """Make the request for the decision's target, from the flow as it stands now."""
-        started = time.perf_counter()
-        decided = self.decision if self.decision and not self.decision.observe else None
-        try:
-            return self._begin_call(decided.target if decided else None)
-        except RequestError as error:
-            return error
-        except CredentialError as error:
-            logger.error("the key of provider %s: %s", self.exchange.provider, error)  # noqa: TRY400
-            return NoTargetError(f"The key of the provider {self.exchange.provider} is missing.")
-        except Exception:
-            logger.exception("a request could not be rewritten")
-            return InternalError("Pointsman failed to handle this request.")
-        finally:
-            self.exchange.overhead += time.perf_counter() - started
+    # --- attempts ---------------------------------------------------------------------------------
+
+    def begin_call(self, *, again: bool = False) -> Call | RequestError:
+        """Make the request for the plan's next target, from the flow as it stands now.
+
+        `again` asks the same target once more and is no attempt of the plan's.
+        """
+        while True:
+            target = self.call.target if again and self.call else self._next_target()
+            started = time.perf_counter()
+            try:
+                return self._begin_call(target)
+            except RequestError as error:
+                return error
+            except CredentialError as error:
+                logger.error("the key of provider %s: %s", self.exchange.provider, error)  # noqa: TRY400
+                if target and not self.attempts_left():
+                    return NoTargetError(f"The key of the provider {target.provider} is missing.")
+                if target:
+                    attempt = Attempt(target.provider, target.host, started)
+                    attempt.end(started, error="no key")
+                    self.exchange.attempts.append(attempt)
+            except Exception:
+                logger.exception("a request could not be rewritten")
+                return InternalError("Pointsman failed to handle this request.")
+            finally:
+                self.exchange.overhead += time.perf_counter() - started
+
+    def _next_target(self) -> Target | None:
+        """Return the target of the next attempt; None where the request is only observed."""
+        if self.decision is None or self.decision.observe:
+            return None
+        self._made += 1
+        return self.decision.plan.target(self._made - 1)
 
     def _begin_call(self, target: Target | None) -> Call:
         exchange, request = self.exchange, self.client_request()
@@ -201,10 +246,15 @@ class RoutedRequest:
         else:
             inject = self.asks_usage and self._router.asks_usage(target)
             outgoing = rewrite(target, request, inject_usage=inject)
+            exchange.provider, exchange.provider_host = target.provider, target.host
+            self._router.health.begin(target, time.monotonic())
         exchange.request_model = outgoing.model
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
         exchange.upstream_path = outgoing.path.partition("?")[0]
+        exchange.first_token, exchange.response_bytes = None, 0
+        self.answer = None
+        self.kept.clear()
         self._api = detect(outgoing.method, outgoing.path) or self._api
         attempt = Attempt(
             provider=target.provider if target else outgoing.host,
@@ -215,6 +265,130 @@ class RoutedRequest:
         self.call = Call(target, outgoing, attempt)
         return self.call
 
+    def mirror(self) -> None:
+        """Send a copy if the rule says so: once, after the client's own request was sent."""
+        decision, own = self.decision, self.exchange
+        if self._mirrored or decision is None or decision.observe:
+            return
+        self._mirrored = True
+        wanted = decision.rule.mirror
+        if wanted is None or not self._router.mirrors_now(decision.rule):
+            return
+        try:
+            outgoing = rewrite(wanted.target, self.client_request())
+        except (RequestError, CredentialError) as error:
+            logger.warning("a request could not be mirrored to %s: %s", wanted.target.host, error)
+            return
+        copy = Exchange(
+            request_id=own.request_id,
+            host=own.host,
+            method=own.method,
+            path=own.path,
+            client=own.client,
+            started=time.perf_counter(),
+            workload=own.workload,
+            namespace=own.namespace,
+            route=own.route,
+            rule=own.rule,
+            provider=wanted.target.provider,
+            provider_host=wanted.target.host,
+            upstream_path=outgoing.path.partition("?")[0],
+            client_model=own.client_model,
+            request_model=outgoing.model,
+            stream=outgoing.stream,
+            mirror=True,
+            request_bytes=own.request_bytes,
+        )
+        emit = self._router.emit
+        if sending := self._router.mirrors.send(outgoing, wanted.target.limits, copy):
+            sending.add_done_callback(lambda _: emit(copy))
+
+    def attempts_left(self) -> bool:
+        """Tell whether the plan has another attempt."""
+        decision = self.decision
+        if decision is None or decision.observe or (self._body and self._body.streamed):
+            return False
+        return self._made < decision.plan.attempts
+
+    def may_retry(self, condition: RetryCondition | None) -> bool:
+        """Tell whether a failure of this kind, now, would lead to another attempt."""
+        if condition is None or self.decision is None:
+            return False
+        return condition in self.decision.rule.retry.on and self.attempts_left()
+
+    def may_repeat(self) -> bool:
+        """Tell whether a request may be sent twice, where the plan has no other attempt."""
+        if self.decision is None or self.decision.observe or (self._body and self._body.streamed):
+            return False
+        retry = self.decision.rule.retry
+        return "reset" in retry.on and retry.attempts != 1 and not self.attempts_left()
+
+    def failed(
+        self, condition: RetryCondition, reason: str, *, retry_after: float | None = None
+    ) -> float | None:
+        """End the attempt as failed; return the pause before the next, None where there is none."""
+        assert self.call
+        self.call.attempt.end(time.perf_counter(), error=reason)
+        target, decision = self.call.target, self.decision
+        if target is None or decision is None:
+            return None
+        now, plan = time.monotonic(), decision.plan
+        self._router.health.failed(target, now, retry_after)
+        self._not_before[(self._made - 1) % len(plan.order)] = now + (retry_after or 0.0)
+        if not self.may_retry(condition):
+            return None
+        turn, following = divmod(self._made, len(plan.order))
+        if turn == 0:
+            return 0.0
+        wait = max(self._not_before.get(following, now) - now, 0.0)
+        if wait > LONGEST_BACKOFF:
+            return None
+        # Instances must not march in step; this is no secret.
+        pause = backoff(decision.rule.retry, turn - 1, random.random())  # noqa: S311
+        return wait if following else max(pause, wait)
+
+    def answered(self, status: int, wait: float | None) -> None:
+        """Tell the target's health how it has answered; `wait` is its Retry-After in seconds."""
+        assert self.call
+        if self.call.target is None:
+            return
+        now = time.monotonic()
+        if condition(status) is None:
+            self._router.health.succeeded(self.call.target, now)
+        else:
+            self._router.health.failed(self.call.target, now, wait)
+
+    def limits(self) -> TimeLimits:
+        """Return the time limits of the attempt under way."""
+        target = self.call.target if self.call else None
+        if target is None or self.decision is None:
+            return TimeLimits()
+        limits, whole = target.limits, self.decision.rule.retry.per_try_timeout
+        bounds = [bound for bound in (limits.first_byte, whole) if bound is not None]
+        return replace(limits, first_byte=min(bounds, default=None))
+
+    def keep_answer(self, response: http.Response, body: bytes) -> None:
+        """Keep a provider's refusal: the client gets the last one when all attempts have failed."""
+        headers = http.Headers(without_hop_by_hop(response.headers.fields))
+        headers.pop("transfer-encoding", None)
+        headers["content-length"] = str(len(body))
+        self._last_answer = http.Response.make(response.status_code, body, headers)
+        self._last_answer.reason = response.reason
+
+    def give_up(self, error: RequestError) -> None:
+        """Put on the flow what the client gets when no attempt is left."""
+        if self._last_answer is not None:
+            self.flow.response = self._last_answer
+            self.exchange.response_bytes = len(self._last_answer.raw_content or b"")
+            self.exchange.error = self.exchange.error or error.code
+            self.answer = None
+            return
+        told = [a.error or f"status {a.status}" for a in self.exchange.attempts]
+        if len(told) > 1:
+            kinds = ", ".join(f"{n}: {_public(reason)}" for n, reason in enumerate(told, 1))
+            error = type(error)(f"{error} Attempts: {kinds}.")
+        self.refuse(error)
+
     def wire_request(self, outgoing: Outgoing, *, absolute: bool) -> http.Request:
         """Build what goes to the wire. It holds the key and is on no flow.
 
@@ -223,6 +397,11 @@ class RoutedRequest:
         original = self.flow.request
         authority = url.hostport(outgoing.scheme, outgoing.host, outgoing.port)
         named = absolute or original.is_http2 or original.is_http3
+        headers = http.Headers(outgoing.headers)
+        sent = self._masked_value(b"proxy-authorization")
+        if absolute and sent is not None:
+            headers["proxy-authorization"] = text(sent)  # it is for the upstream proxy
+        version = original.data.http_version
         return http.Request(
             host=outgoing.host,
             port=outgoing.port,
@@ -230,13 +409,17 @@ class RoutedRequest:
             scheme=outgoing.scheme.encode(),
             authority=authority.encode("idna") if named else b"",
             path=outgoing.path.encode("utf-8", "surrogateescape"),
-            http_version=original.data.http_version,
-            headers=http.Headers(outgoing.headers),
+            http_version=b"HTTP/1.1" if version == b"HTTP/1.0" else version,
+            headers=headers,
             content=None,
             trailers=original.trailers,
             timestamp_start=time.time(),
             timestamp_end=None,
         )
+
+    def _masked_value(self, wanted: bytes) -> bytes | None:
+        found = (v for (name, _), v in self._masked.items() if name.lower() == wanted)
+        return next(found, None)
 
     # --- the answer -------------------------------------------------------------------------------
 
@@ -247,19 +430,49 @@ class RoutedRequest:
         self.call.attempt.status = response.status_code
         headers = response.headers
         asked_usage = self.call.outgoing.asked_usage
+        self._encoding = headers.get("content-encoding", "")
         self.answer = Answer(
             self._api,
             content_type=headers.get("content-type", ""),
-            content_encoding=headers.get("content-encoding", ""),
-            filter_usage=asked_usage,
+            content_encoding=self._encoding,
+            filter_usage=asked_usage and self.call.outgoing.shape is None,
         )
         if response.status_code < _MULTIPLE_CHOICES and self.answer.event_stream:
             self._learn(asked_usage=asked_usage)
         if response.status_code != _SWITCHING_PROTOCOLS:
             headers.fields = without_hop_by_hop(headers.fields)
             self._frame(response, resized=self.answer.filters)
-            response.stream = self._pass_on
+            response.stream = self.pass_on
         self.exchange.overhead += time.perf_counter() - started
+
+    def opens_with_content(self) -> bool:
+        """Tell whether the answer is a stream whose first content is still to come."""
+        answer = self.answer
+        if answer is None or not answer.event_stream or answer.reader is None:
+            return False
+        return not (answer.reader.content_started or answer.reader.complete)
+
+    def opened_with_error(self) -> bool:
+        """Tell whether the stream has said that it failed, before any content."""
+        reader = self.answer.reader if self.answer else None
+        return reader is not None and reader.failed and not reader.content_started
+
+    def shaper(self) -> Shaper | None:
+        """Return what gives the answer the shape that the client asked for, if it has another."""
+        if self.call is None or self.answer is None or self.flow.request.method == "HEAD":
+            return None
+        folds = self.call.outgoing.shape == "fold"
+        if self.call.outgoing.shape is None or self.answer.event_stream is not folds:
+            return None
+        return Shaper(self.call.outgoing, self._encoding)
+
+    def error_event(self, error: RequestError) -> bytes | None:
+        """Return the event that ends a stream which has begun; None where the answer is none."""
+        if self.answer is None or not self.answer.event_stream:
+            return None
+        data = self._error_body(error)
+        named = b"event: error\n" if self._api and self._api.name.startswith("anthropic") else b""
+        return b"\n\n" + named + b"data: " + data + b"\n\n"
 
     def _learn(self, *, asked_usage: bool) -> None:
         assert self.call
@@ -280,12 +493,16 @@ class RoutedRequest:
             return
         framed = "content-length" in headers or "transfer-encoding" in headers
         bodiless = request.method == "HEAD" or response.status_code in _BODILESS
-        if not framed and not bodiless and request.http_version == "HTTP/1.1":
+        if request.http_version != "HTTP/1.1":
+            if headers.pop("transfer-encoding", None) is not None or not framed:
+                headers["connection"] = "close"  # the end of the body is the connection's
+        elif not framed and not bodiless:
             headers["transfer-encoding"] = "chunked"
+            response.http_version = "HTTP/1.1"
 
-    def _pass_on(self, chunk: bytes) -> list[bytes]:
+    def pass_on(self, chunk: bytes) -> list[bytes]:
         """Take a chunk of the answer (b"" at its end) and return what the client gets now."""
-        started = time.perf_counter()
+        started = self.last_chunk = time.perf_counter()
         assert self.answer
         try:
             passed = self.answer.feed(chunk) if chunk else self.answer.close()
@@ -309,7 +526,13 @@ class RoutedRequest:
         self.exchange.flag(error.flag)
         self.exchange.error = self.exchange.error or error.code
         self.answer = None
-        body = error_body(
+        body = self._error_body(error)
+        self.exchange.response_bytes = len(body)
+        headers = {"content-type": "application/json", "x-pointsman-error": error.code}
+        self.flow.response = http.Response.make(error.status, body, headers)
+
+    def _error_body(self, error: RequestError) -> bytes:
+        return error_body(
             self._api.name if self._api else None,
             status=error.status,
             message=str(error),
@@ -317,9 +540,6 @@ class RoutedRequest:
             code=error.code,
             param=error.param,
         )
-        self.exchange.response_bytes = len(body)
-        headers = {"content-type": "application/json", "x-pointsman-error": error.code}
-        self.flow.response = http.Response.make(error.status, body, headers)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -342,7 +562,12 @@ class RoutedRequest:
         self.close(source="partial", flag=flag, error=message)
 
     def close(
-        self, *, source: UsageSource | None = None, flag: str = "", error: str | None = None
+        self,
+        *,
+        source: UsageSource | None = None,
+        flag: str = "",
+        error: str | None = None,
+        status: int | None = None,
     ) -> None:
         """Close the exchange, once, and emit it."""
         exchange = self.exchange
@@ -351,10 +576,13 @@ class RoutedRequest:
         exchange.ended = now = time.perf_counter()
         exchange.flag(flag)
         exchange.error = exchange.error or error
-        if self.flow.response is not None:
+        exchange.status = status
+        if self.flow.response is not None and status is None:
             exchange.status = self.flow.response.status_code
         if self.call is not None:
             self.call.attempt.end(now, error=error)
+            if self.call.target is not None and source == "partial":
+                self._router.health.abandoned(self.call.target, time.monotonic())
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
             self._show,
@@ -376,6 +604,8 @@ class RoutedRequest:
         if reader is None or self.call is None:
             return
         exchange.response_model = reader.model
+        if reader.failed and exchange.error is None and (exchange.status or 0) < 400:  # noqa: PLR2004
+            exchange.error = "error event in the answer"
         exchange.finish_reason = reader.finish_reason
         exchange.usage = reader.usage
         exchange.usage_source = source if reader.usage else None
@@ -400,11 +630,26 @@ class RoutedRequest:
         self.flow.metadata.update({name: value for name, value in shown.items() if value})
 
 
+def _public(reason: str) -> str:
+    """Return an attempt's failure as a client may know it: without hosts or addresses."""
+    known = ("status ", "no ", "stream ", "usage ")
+    return reason if reason.startswith(known) else "not reached"
+
+
 def _request_id(sent: str | None, own: str) -> str:
     """Return the client's request id where it can stand in a log line, else the flow's."""
     if sent and len(sent) <= _MAX_REQUEST_ID and sent.isascii() and sent.isprintable():
         return sent
     return own
+
+
+# How OpenAI's clients in a browser, which can't set headers, give their key to a WebSocket.
+_PROTOCOL_KEY = re.compile(rb"(openai-insecure-api-key\.)[^,\s]+")
+
+
+def mask_protocols(value: bytes) -> bytes:
+    """Return a Sec-WebSocket-Protocol that shows no key; the same object if it has none."""
+    return _PROTOCOL_KEY.sub(rb"\1***", value) if _PROTOCOL_KEY.search(value) else value
 
 
 def mask_query(path: str) -> str:
@@ -413,6 +658,6 @@ def mask_query(path: str) -> str:
     parts = []
     for part in query.split("&"):
         name, equals, value = part.partition("=")
-        secret = equals and name.lower() in CREDENTIAL_PARAMETERS
+        secret = equals and is_credential_parameter(name)
         parts.append(f"{name}={mask(value)}" if secret else part)
     return f"{bare}{mark}{'&'.join(parts)}"

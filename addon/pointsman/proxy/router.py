@@ -4,14 +4,18 @@ The table is replaced by one assignment; a request that has begun keeps the rout
 """
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError
-from pointsman.routing.balancing import DrawSequence, NoWeightError, pick
+from pointsman.proxy.mirroring import Mirrors
+from pointsman.routing.balancing import DrawSequence, NoWeightError
+from pointsman.routing.health import Health
 from pointsman.routing.matching import match, reads_body
+from pointsman.routing.planning import Plan, make_plan
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
 from pointsman.telemetry.exchange import Exchange
@@ -25,8 +29,13 @@ class Decision:
 
     route: Route
     rule: Rule
-    target: Target
+    plan: Plan
     observe: bool
+
+    @property
+    def target(self) -> Target:
+        """The target that is tried first."""
+        return self.plan.order[0]
 
 
 class Open(Protocol):
@@ -49,7 +58,9 @@ class Router:
         self.namespace: str | None = None
         self.emit: Callable[[Exchange], None] = lambda _: None
         self._open: dict[str, set[Open]] = {}
-        self._draws: dict[str, DrawSequence] = {}
+        self.health = Health()
+        self.mirrors = Mirrors()
+        self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
         self._usage_accepted: set[str] = set()
 
@@ -57,7 +68,10 @@ class Router:
         """Replace the table; rules that stay go on in their sequence of draws."""
         routes = [*table.exact.values(), *(route for _, route in table.wildcards)]
         keys = {rule.key for route in routes for rule in route.rules}
-        self._draws = {key: draws for key, draws in self._draws.items() if key in keys}
+        self._draws = {key: draws for key, draws in self._draws.items() if key[0] in keys}
+        self.health.keep(
+            target for route in routes for rule in route.rules for target in rule.targets
+        )
         self._usage_refused.clear()
         self._usage_accepted.clear()
         self.table = table
@@ -73,13 +87,14 @@ class Router:
         if rule is None:
             raise NoRouteError(f"No rule of the route for {route.host} matches this request.")
         try:
-            target = pick(rule, request, self._draws_of(rule))
+            draw = self._draws_of(rule).draw
+            plan = make_plan(rule, request, draw, self.health, time.monotonic())
         except NoWeightError:
             raise NoTargetError(
                 f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
                 " none has a weight and applies to this workload."
             ) from None
-        return Decision(route, rule, target, observe=self.observe or rule.observe)
+        return Decision(route, rule, plan, observe=self.observe or rule.observe)
 
     def decide_unread(self, route: Route, request: ClientRequest) -> Decision | None:
         """Return the decision for a request whose body is too large to be read.
@@ -97,11 +112,18 @@ class Router:
             return None
         return decision
 
-    def _draws_of(self, rule: Rule) -> DrawSequence:
-        if rule.key not in self._draws:
+    def mirrors_now(self, rule: Rule) -> bool:
+        """Tell whether this request of the rule's is one of those that are copied."""
+        if rule.mirror is None:
+            return False
+        return self._draws_of(rule, "mirror").draw() * 100 < rule.mirror.percent
+
+    def _draws_of(self, rule: Rule, purpose: str = "") -> DrawSequence:
+        key = (rule.key, purpose)
+        if key not in self._draws:
             # Instances must not march in step; this start is no secret.
-            self._draws[rule.key] = DrawSequence(random.random())  # noqa: S311
-        return self._draws[rule.key]
+            self._draws[key] = DrawSequence(random.random())  # noqa: S311
+        return self._draws[key]
 
     # Requests under way, by their client's connection: each must end in one log line.
 
@@ -125,6 +147,7 @@ class Router:
         """Close everything that is open."""
         for client in tuple(self._open):
             self.client_gone(client)
+        self.mirrors.stop()
 
     # Asking a stream for its usage: some providers refuse the parameter.
 

@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,24 @@ def write_log_lines_at_once() -> None:
         sys.stdout.reconfigure(line_buffering=True)
 
 
+def keep_loaded(master: Master, addon: object) -> None:
+    """Stop mitmproxy from loading our script again when its file changes.
+
+    While a script is loaded anew, or when it no longer loads after an upgrade, everything would
+    pass unrouted; and connections that are open would keep an addon that is gone.
+    """
+    loader = master.addons.get("scriptloader")
+    for script in getattr(loader, "addons", ()):
+        if addon in getattr(script.ns, "addons", ()) and script.reloadtask:
+            script.reloadtask.cancel()
+
+
+def describe(fault: BaseException) -> str:
+    """Return where and what a fault was, without its message, which may quote a request."""
+    frames = "".join(traceback.format_tb(fault.__traceback__))
+    return f"{frames}{type(fault).__name__}"
+
+
 # These messages of mitmproxy quote what was on the wire: keys, prompts, answers.
 _QUOTING = re.compile(
     r"(Client closed connection before completing request headers"
@@ -125,8 +144,16 @@ _QUOTING = re.compile(
 )
 
 
+# With proxy_debug each layer tells of every event and command, the bytes included: as literals, in
+# a request's target, and in the headers and data of HTTP/2.
+_DEBUG = re.compile(r"(?:>>|<<|>!|!>|\[h2\]|Send headers) ")
+_WIRE = re.compile(r"""\b(?:b['"]|Request\(|headers:|data:).*""", re.DOTALL)
+
+
 class _Redaction(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.DEBUG and _DEBUG.search(message := record.getMessage()):
+            record.msg, record.args = _WIRE.sub("(the bytes are not logged)", message), ()
         if isinstance(record.msg, str) and _QUOTING.search(record.msg):
             record.msg = _QUOTING.sub(r"\1 (the bytes are not logged)", record.msg)
         return True
@@ -137,4 +164,5 @@ _redaction = _Redaction()
 
 def redact_proxy_log() -> None:
     """Keep wire bytes out of mitmproxy's own log; a second call changes nothing."""
-    logging.getLogger("mitmproxy.proxy.server").addFilter(_redaction)
+    for name in ("mitmproxy.proxy.server", "mitmproxy.proxy.layers.http._http_h2"):
+        logging.getLogger(name).addFilter(_redaction)

@@ -54,6 +54,7 @@ class Exchange:
     client_model: str | None = None
     request_model: str | None = None
     stream: bool | None = None
+    mirror: bool = False  # a copy that the client never sees
     # The outcome.
     attempts: list[Attempt] = field(default_factory=list)
     status: int | None = None
@@ -80,7 +81,7 @@ def access_log_entry(exchange: Exchange) -> dict[str, Any]:
     """Return the fields of the access log, in their order, without `event` and `timestamp`."""
     usage = exchange.usage or Usage()
     ended = exchange.ended
-    return {
+    entry = {
         "request_id": exchange.request_id,
         "host": exchange.host,
         "method": exchange.method,
@@ -124,6 +125,8 @@ def access_log_entry(exchange: Exchange) -> dict[str, Any]:
             for attempt in exchange.attempts
         ],
     }
+    # Only a mirrored request's line has this field.
+    return {**entry, "mirror": True} if exchange.mirror else entry
 
 
 def milliseconds(start: float, end: float | None) -> float | None:

@@ -1,0 +1,96 @@
+"""Whose request is it? Every name that a request goes by, and what happens when they differ.
+
+A request of ours must not leave unrouted because it is named in an odd way. So the names of its
+connection (the server name of its TLS, the host of a CONNECT, the host that a reverse proxy stands
+for) count beside the ones in its head; where they contradict each other, it is refused.
+"""
+
+from ipaddress import ip_address
+
+from mitmproxy import http
+from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import HTTPMode
+
+from pointsman.config.resources import normalise_host
+from pointsman.config.table import Route, RoutingTable
+from pointsman.errors import AmbiguousHostError, MisdirectedError, RequestError
+
+
+def host_of(authority: str) -> str:
+    """Return the host of an authority (`user@host:port`), without brackets; "" if it has none."""
+    host = authority.strip().rpartition("@")[2]
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def port_of(authority: str) -> int | None:
+    """Return the port of an authority, or None."""
+    port = authority.strip().rpartition("]")[2].rpartition(":")[2]
+    return int(port) if port.isdecimal() else None
+
+
+def connection_names(context: Context) -> list[str]:
+    """Return the names that the client has called the connection's far end by."""
+    names = [context.client.sni] if context.client.sni else []
+    if context.server.address and not is_address(context.server.address[0]):
+        names.append(context.server.address[0])
+    return names
+
+
+def is_ours(table: RoutingTable, context: Context) -> bool:
+    """Tell whether a connection leads to a host of ours, by its own names."""
+    return any(table.lookup(name) for name in connection_names(context))
+
+
+def claim(
+    table: RoutingTable, request: http.Request, context: Context, mode: HTTPMode
+) -> tuple[Route, str, RequestError | None] | None:
+    """Return the route that answers for a request, and the host; None: it is not ours.
+
+    The error is what it has to be refused with: its names contradict each other.
+    """
+    if mode is not HTTPMode.transparent:
+        # Absolute-form: the request line takes precedence (RFC 9112, 3.2.2).
+        route = table.lookup(request.host)
+        return (route, request.host, None) if route else None
+    named = _request_names(request)
+    around = connection_names(context)
+    for name in [*named, *around]:
+        route = table.lookup(name)
+        if route is not None:
+            return route, name, _contradiction(table, named, around, context)
+    return None
+
+
+def _request_names(request: http.Request) -> list[str]:
+    fields = request.headers.get_all("host")
+    names = [host_of(value) for field in fields for value in field.split(",")]
+    if not request.authority:
+        return names
+    first = host_of(request.authority)
+    # Beside an authority, a Host that says the same says nothing.
+    return [first, *(name for name in names if normalise_host(name) != normalise_host(first))]
+
+
+def _contradiction(
+    table: RoutingTable, named: list[str], around: list[str], context: Context
+) -> RequestError | None:
+    if len(named) > 1:
+        return AmbiguousHostError("The request has more than one Host.")
+    reverse = isinstance(context.client.proxy_mode, mode_specs.ReverseMode)
+    if not named or not named[0] or reverse:
+        return None  # a reverse proxy is known to its clients by a name of its own
+    if table.lookup(named[0]) is None and any(table.lookup(name) for name in around):
+        return MisdirectedError("The request names another host than its connection.")
+    return None
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is an IP address, and so no name."""
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
