@@ -41,7 +41,7 @@ def test_a_fault_before_the_call_is_a_502_and_nothing_is_sent(
                 assert fault not in answer.text
                 openai.calls(0)
                 assert_entry(faulty.entry(), status=502, flags=["IE"], error="internal_error")
-                faulty.expect_error(f"ZeroDivisionError: a fault in {fault}")
+                faulty.expect_error("ZeroDivisionError")
         assert said(client.post(URL, json=chat(model="m"))), "other requests are served"
         faulty.entry()
     assert KEYS["OPENAI_API_KEY"] not in faulty.printed

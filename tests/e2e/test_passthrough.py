@@ -129,7 +129,7 @@ def test_a_tunnel_to_a_server_that_speaks_first_carries_its_greeting(
         echo(conn)
 
     server = raw_server(greet)
-    with pointsman.tunnel(LOOPBACK, server.port) as conn:
+    with pointsman.tunnel("localhost", server.port) as conn:
         assert read_exactly(conn, len(greeting)) == greeting
         conn.sendall(b"EHLO me\r\n")
         assert read_exactly(conn, 9) == b"EHLO me\r\n"

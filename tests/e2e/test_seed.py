@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import KEYS, StartProxy
-from tests.e2e.harness import Far, Json, Proxy, assert_entry, chat, said, seed, write_rules
+from tests.e2e.harness import Far, Json, Proxy, assert_entry, chat, said, seed, sse, write_rules
 
 pytestmark = pytest.mark.e2e
 
@@ -120,12 +120,16 @@ def test_a_service_answers_to_its_kubernetes_names(pointsman: Proxy, name: str) 
     assert_entry(pointsman.entry(), route="demo-llm-server", status=200)
 
 
-def test_a_client_cannot_choose_a_stream_where_the_provider_forbids_it(
+def test_a_client_that_streams_gets_a_stream_where_the_provider_may_not_be_asked_for_one(
     pointsman: Proxy, dashscope: Far, moonshot: Far
 ) -> None:
-    """`stream: false` of the documentation's Moonshot overrides the client's wish."""
+    """The provider is called as the documentation's Moonshot says, with `stream: false`."""
     with pointsman.client() as client:
         answer = client.post("http://api.moonshot.cn", json=chat(stream=True, model="mine"))
-    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-type"] == "text/event-stream"
+    events = sse(answer.content)
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in events).startswith(
+        "This is"
+    )
     assert moonshot.call().json() == chat(stream=False, model="moonshot-v1-8k")
     assert_entry(pointsman.entry(), client_model="mine", request_model="moonshot-v1-8k")
