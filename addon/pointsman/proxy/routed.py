@@ -583,6 +583,9 @@ class RoutedRequest:
             self.call.attempt.end(now, error=error)
             if self.call.target is not None and source == "partial":
                 self._router.health.abandoned(self.call.target, time.monotonic())
+        elif self.decision is not None and not self.decision.observe:
+            # Answered without a call: the probe that it may have been is free again.
+            self._router.health.abandoned(self.decision.target, time.monotonic())
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
             self._show,

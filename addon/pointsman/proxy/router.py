@@ -87,14 +87,18 @@ class Router:
         if rule is None:
             raise NoRouteError(f"No rule of the route for {route.host} matches this request.")
         try:
-            draw = self._draws_of(rule).draw
-            plan = make_plan(rule, request, draw, self.health, time.monotonic())
+            draw, now = self._draws_of(rule).draw, time.monotonic()
+            plan = make_plan(rule, request, draw, self.health, now)
         except NoWeightError:
             raise NoTargetError(
                 f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
                 " none has a weight and applies to this workload."
             ) from None
-        return Decision(route, rule, plan, observe=self.observe or rule.observe)
+        decision = Decision(route, rule, plan, observe=self.observe or rule.observe)
+        if not decision.observe:
+            # Now, not when it is sent: of requests that are decided together one alone may probe.
+            self.health.begin(decision.target, now)
+        return decision
 
     def decide_unread(self, route: Route, request: ClientRequest) -> Decision | None:
         """Return the decision for a request whose body is too large to be read.
