@@ -118,6 +118,20 @@ class UpstreamTimeoutError(UpstreamError):
     flag = "UT"
 
 
+class ConnectTimeoutError(UpstreamTimeoutError):
+    """No connection to the provider stood in time; Envoy counts that as a failed connection."""
+
+    code = "connect_timeout"
+    flag = "UF"
+
+
+class IdleTimeoutError(UpstreamTimeoutError):
+    """The provider stopped in the middle of its answer."""
+
+    code = "idle_timeout"
+    flag = "SI"
+
+
 class InternalError(RequestError):
     """Our own fault. Nothing is forwarded: a request of ours fails closed."""
 

@@ -117,8 +117,8 @@ ROWS = {
     "black-hole": Row(
         None,
         attempt=(None, ".+"),
-        alone=(504, "upstream_timeout"),
-        flag="UT",
+        alone=(504, "connect_timeout"),
+        flag="UF",
         spec={"timeouts": {"connect": LIMIT}},
         calls=0,
     ),
@@ -164,7 +164,7 @@ ROWS = {
         flag="UC",
     ),
     "503-that-never-ends": Row(
-        UNENDING, attempt=(503, "no first byte in time"), alone=(503, None), flag="UT", spec=SLOW
+        UNENDING, attempt=(503, "no first byte in time"), alone=(503, None), flag="SI", spec=SLOW
     ),
     "no-head": Row(until_client_leaves, **TIMED_OUT),
     "head-only": Row(

@@ -242,12 +242,12 @@ def test_a_stream_that_stops_ends_with_an_error_event(stage: Stage, client: http
     assert got.startswith(ROLE + WORD)
     (event,) = [part for part in got.removeprefix(ROLE + WORD).split(b"\n\n") if part]
     error = json.loads(event.removeprefix(b"data: "))["error"]
-    assert error["code"] == "upstream_timeout"
+    assert error["code"] == "idle_timeout"
     assert "fault.example" not in str(error)
     stage.good.calls(0)
     eventually(lambda: stage.failing["idle"].left, what="the provider is told")
     entry = stage.proxy.entry()
-    assert_entry(entry, status=200, flags=["UT"], error="upstream_timeout")
+    assert_entry(entry, status=200, flags=["SI"], error="idle_timeout")
     (attempt,) = entry["attempts"]
     assert attempt["error"]
     # The connection goes on.
@@ -269,7 +269,7 @@ def test_half_a_document_never_looks_whole(stage: Stage, client: httpx.Client, n
     assert not whole
     assert b'{"choices": ['.startswith(got)
     stage.good.calls(0)
-    assert_entry(stage.proxy.entry(), flags=["UT" if name == "idle-json" else "UC"])
+    assert_entry(stage.proxy.entry(), flags=["SI" if name == "idle-json" else "UC"])
 
 
 def test_what_is_no_event_stream_passes_as_it_came(stage: Stage, client: httpx.Client) -> None:

@@ -32,6 +32,8 @@ from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 
 from pointsman.config.table import RetryCondition
 from pointsman.errors import (
+    ConnectTimeoutError,
+    IdleTimeoutError,
     RequestError,
     UpstreamError,
     UpstreamProtocolError,
@@ -225,7 +227,7 @@ class AttemptingStream(HttpStream):
             yield from self._wake_up(left, self._watch_idle)
             return
         yield from self.cancel_upstream()
-        error = UpstreamTimeoutError("The provider stopped in the middle of its answer.")
+        error = IdleTimeoutError("The provider stopped in the middle of its answer.")
         if shaping:
             yield from self._failed(ours, "first-byte-timeout", error, "no chunk in time")
             return
@@ -492,7 +494,7 @@ def _wait(response: http.Response) -> float | None:
 def _connect_failure(command: GetProviderConnection, reason: str) -> UpstreamError:
     """Tell the client what it can act on; the reason is mitmproxy's and OpenSSL's own words."""
     if command.server is not None and command.server.timed_out:
-        return UpstreamTimeoutError("The provider could not be reached in time.")
+        return ConnectTimeoutError("The provider could not be reached in time.")
     if any(word in reason.lower() for word in ("certificate", "tls", "ssl")):
         return UpstreamError("The provider could not be reached: the TLS handshake failed.")
     return UpstreamError("The provider could not be reached.")
