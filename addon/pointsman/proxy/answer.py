@@ -9,6 +9,8 @@ import logging
 
 from pointsman.protocols import Api, Reader
 from pointsman.protocols.encoding import Decoder, Undecodable, stream_decoder
+from pointsman.telemetry.cost import cost_usd
+from pointsman.telemetry.exchange import Exchange, UsageSource
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +54,18 @@ class Answer:
             return self.reader.close()
         self._read(b"", end=True)
         return b""
+
+    def account(self, exchange: Exchange, host: str | None, source: UsageSource | None) -> None:
+        """Write down what was read of the answer, and its price at the host that gave it."""
+        reader = self.reader
+        if reader is None:
+            return
+        exchange.response_model = reader.model
+        exchange.finish_reason = reader.finish_reason
+        exchange.usage = reader.usage
+        exchange.usage_source = source if reader.usage else None
+        models = (reader.model, exchange.request_model)
+        exchange.cost_usd = cost_usd(reader.usage, provider_host=host, models=models)
 
     def _read(self, chunk: bytes, *, end: bool) -> None:
         """Read beside the stream: whatever happens here, the client's bytes are not touched."""

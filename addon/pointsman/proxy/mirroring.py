@@ -20,7 +20,6 @@ from pointsman.protocols import detect
 from pointsman.proxy.answer import Answer
 from pointsman.routing.request import text
 from pointsman.routing.rewriting import Outgoing
-from pointsman.telemetry.cost import cost_usd
 from pointsman.telemetry.exchange import Attempt, Exchange
 
 logger = logging.getLogger(__name__)
@@ -133,22 +132,8 @@ async def _read_answer(
         elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
             if answer:
                 answer.close()
-                _account(answer, exchange)
+                answer.account(exchange, exchange.provider_host, "response")
             return
-
-
-def _account(answer: Answer, exchange: Exchange) -> None:
-    if answer.reader is None:
-        return
-    exchange.usage = answer.reader.usage
-    exchange.usage_source = "response" if answer.reader.usage else None
-    exchange.response_model = answer.reader.model
-    exchange.finish_reason = answer.reader.finish_reason
-    exchange.cost_usd = cost_usd(
-        exchange.usage,
-        provider_host=exchange.provider_host,
-        models=(answer.reader.model, exchange.request_model),
-    )
 
 
 @lru_cache(maxsize=64)

@@ -35,7 +35,6 @@ from pointsman.routing.rewriting import (
     rewrite,
     without_hop_by_hop,
 )
-from pointsman.telemetry.cost import cost_usd
 from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, summary
 
 logger = logging.getLogger(__name__)
@@ -604,19 +603,11 @@ class RoutedRequest:
 
     def _account(self, source: UsageSource | None) -> None:
         reader, exchange = self.answer.reader if self.answer else None, self.exchange
-        if reader is None or self.call is None:
+        if self.answer is None or reader is None or self.call is None:
             return
-        exchange.response_model = reader.model
         if reader.failed and exchange.error is None and (exchange.status or 0) < 400:  # noqa: PLR2004
             exchange.error = "error event in the answer"
-        exchange.finish_reason = reader.finish_reason
-        exchange.usage = reader.usage
-        exchange.usage_source = source if reader.usage else None
-        exchange.cost_usd = cost_usd(
-            reader.usage,
-            provider_host=self.call.attempt.provider_host,
-            models=(reader.model, exchange.request_model),
-        )
+        self.answer.account(exchange, self.call.attempt.provider_host, source)
 
     def _show(self) -> None:
         """Put the decision on the flow, for the lists and filters of the UIs."""
