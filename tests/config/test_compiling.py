@@ -304,8 +304,8 @@ def ruled(rules: Load, more: str, *others: str, instance: Instance | None = None
     [
         ("", RetryPolicy()),
         ("retry: {attempts: 1}", RetryPolicy(attempts=1)),
-        ("retry: {on: [429, 5xx, 429]}", RetryPolicy(on=frozenset({"429", "5xx"}))),
-        ("retry: {on: ['429']}", RetryPolicy(on=frozenset({"429"}))),
+        ("retry: {retryOn: [429, 5xx, 429]}", RetryPolicy(on=frozenset({"429", "5xx"}))),
+        ("retry: {retryOn: ['429']}", RetryPolicy(on=frozenset({"429"}))),
         ("retry: {perTryTimeout: 20s}", RetryPolicy(None, RETRY_BY_DEFAULT, 20.0)),
         ("retry: {backoff: 1s}", RetryPolicy(backoff=1.0)),
         ("retry: {backoff: 0s}", RetryPolicy(backoff=0.0)),
@@ -317,7 +317,7 @@ def test_retry_reaches_the_rule(rules: Load, retry: str, expected: RetryPolicy) 
 
 def test_every_condition_can_be_written(rules: Load) -> None:
     on = ", ".join(sorted(RETRY_BY_DEFAULT))
-    assert found(ruled(rules, f"retry: {{on: [{on}]}}"), "r").rules[0].retry == RetryPolicy()
+    assert found(ruled(rules, f"retry: {{retryOn: [{on}]}}"), "r").rules[0].retry == RetryPolicy()
 
 
 def test_what_answers_without_a_route_has_the_default_policy(rules: Load) -> None:

@@ -57,7 +57,7 @@ ROUTES: dict[str, Json] = {
         "retry": {"attempts": 5, "backoff": f"{BACKOFF}s"},
     },
     "again.test": {"backendRefs": refs("a"), "retry": {"attempts": 3, "backoff": f"{BACKOFF}s"}},
-    "429.test": {"backendRefs": refs("a", "b"), "retry": {"on": ["429"]}},
+    "429.test": {"backendRefs": refs("a", "b"), "retry": {"retryOn": ["429"]}},
     "short.test": {"backendRefs": refs("a", "b"), "retry": {"perTryTimeout": "300ms"}},
     "dead.test": {"backendRefs": [{"providerHost": "dead.example"}, *refs("", "a")]},
     "dead-last.test": {

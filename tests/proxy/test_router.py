@@ -103,6 +103,33 @@ class TestDecide:
         assert abs(counts["a.test"] - counts["b.test"]) <= 2
 
 
+class TestRecord:
+    VIP = Rule("vip", "ns/r/vip", (NEVER,), (B,))
+
+    def test_it_tells_each_rule_the_draw_and_the_plan(self, router: Router) -> None:
+        router.keep_decisions = True
+        found = route(self.VIP, HALVES)
+        decision = router.decide(found, CHAT)
+        record = router.record(found, CHAT, decision)
+        assert record is not None
+        assert [(v.rule, v.matched) for v in record.rules] == [("vip", False), ("halves", True)]
+        assert record.draw is not None
+        assert 0 <= record.draw < 1
+        assert record.targets == tuple(t.provider for t in decision.plan.order)
+        assert record.skipped == ()
+
+    def test_a_request_that_no_rule_takes_has_the_rules_alone(self, router: Router) -> None:
+        router.keep_decisions = True
+        record = router.record(route(self.VIP), CHAT, None)
+        assert record is not None
+        assert "x-user is absent" in record.rules[0].reason
+        assert (record.draw, record.targets) == (None, ())
+
+    def test_nothing_is_recorded_where_nothing_shows_it(self, router: Router) -> None:
+        found = route(HALVES)
+        assert router.record(found, CHAT, router.decide(found, CHAT)) is None
+
+
 class TestDecideUnread:
     chat = replace(CHAT, path="/v1/chat/completions", body=StreamedBody())
     upload = replace(chat, path="/v1/files")

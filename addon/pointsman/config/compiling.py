@@ -235,7 +235,7 @@ def _retry(retry: Retry | None) -> RetryPolicy:
         return RetryPolicy()
     return RetryPolicy(
         attempts=retry.attempts,
-        on=frozenset(retry.on) or RETRY_BY_DEFAULT,
+        on=frozenset(retry.retry_on) or RETRY_BY_DEFAULT,
         per_try_timeout=retry.per_try_timeout,
         backoff=DEFAULT_BACKOFF if retry.backoff is None else retry.backoff,
     )

@@ -567,7 +567,7 @@ class Retry(Model):
     """When and how often another attempt is made; `attempts` counts the first one."""
 
     attempts: Annotated[int, Field(ge=1)] | None = None
-    on: Annotated[tuple[RetryCondition, ...], LIST, AfterValidator(_some_condition)] = ()
+    retry_on: Annotated[tuple[RetryCondition, ...], LIST, AfterValidator(_some_condition)] = ()
     per_try_timeout: PositiveDuration | None = None
     backoff: Duration | None = None
 

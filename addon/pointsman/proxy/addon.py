@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.layers import Layer
+from pointsman.proxy.options import DEFAULT_RULES, declare
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
 from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.router import Router
@@ -37,7 +37,6 @@ from pointsman.telemetry.cost import load_prices
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RULES = "rules"
 _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -61,43 +60,7 @@ class Pointsman:
 
     def load(self, loader: Loader) -> None:
         """Declare the options."""
-        loader.add_option(
-            "llm_rules",
-            str,
-            DEFAULT_RULES,
-            "Directory (or file) with LLMProvider and LLMRoute manifests; read again on change.",
-        )
-        loader.add_option(
-            "llm_access_log",
-            str,
-            "-",
-            "Where each LLM request is logged as one JSON line: - (standard output), a path, off.",
-        )
-        loader.add_option(
-            "llm_labels",
-            str,
-            "",
-            "This workload's labels, as key=value,key=value, or the path of a Downward API file.",
-        )
-        loader.add_option(
-            "llm_gateways",
-            Sequence[str],
-            ["mesh"],
-            "The gateway names that this instance serves routes of; mesh is the sidecar.",
-        )
-        loader.add_option(
-            "llm_body_limit",
-            str,
-            "32m",
-            "The largest request body that is read, in bytes or with k, m, g. Larger ones pass"
-            " unread where they need no rewriting, and get 413 elsewhere.",
-        )
-        loader.add_option(
-            "llm_observe",
-            bool,
-            False,
-            "Decide and log where requests would go, and change nothing.",
-        )
+        declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
         self._mend_layer_choice()
@@ -190,7 +153,7 @@ class Pointsman:
         if self._access_log:
             self._access_log.close()
         self._access_log = opened
-        self.router.emit = opened.emit
+        self.router.sinks.put("access log", opened.emit)
         if destination == "-" and isinstance(ctx.master, DumpMaster):
             # Lines for people and lines for machines do not share a stream.
             tuning.set_default(ctx.options, "flow_detail", 0)

@@ -90,6 +90,7 @@ class RoutedRequest:
             workload=router.workload,
             namespace=router.namespace,
             route=route.name,
+            api=self._api.name if self._api else None,
         )
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
@@ -157,7 +158,7 @@ class RoutedRequest:
             request = self.client_request()
             self.exchange.request_bytes = len(request.body.raw)
             self.exchange.client_model = request.model
-            self._take(self._router.decide(self._route, request))
+            self._decide(request)
         except RequestError as error:
             return self._unless_observing(error)
         except Exception:
@@ -184,6 +185,14 @@ class RoutedRequest:
             except Exception:
                 logger.exception("no decision could be made")
         return self._passes_unread
+
+    def _decide(self, request: ClientRequest) -> None:
+        decision = None
+        try:
+            decision = self._router.decide(self._route, request)
+        finally:
+            self.exchange.decision = self._router.record(self._route, request, decision)
+        self._take(decision)
 
     def _take(self, decision: Decision) -> None:
         exchange = self.exchange
@@ -255,6 +264,7 @@ class RoutedRequest:
         self.answer = None
         self.kept.clear()
         self._api = detect(outgoing.method, outgoing.path) or self._api
+        exchange.api = self._api.name if self._api else None
         attempt = Attempt(
             provider=target.provider if target else outgoing.host,
             provider_host=outgoing.host,
@@ -298,7 +308,7 @@ class RoutedRequest:
             mirror=True,
             request_bytes=own.request_bytes,
         )
-        emit = self._router.emit
+        emit = self._router.sinks.emit
         if sending := self._router.mirrors.send(outgoing, wanted.target.limits, copy):
             sending.add_done_callback(lambda _: emit(copy))
 
@@ -599,7 +609,7 @@ class RoutedRequest:
 
     def _emit(self, ended: float) -> None:
         self.exchange.overhead += time.perf_counter() - ended
-        self._router.emit(self.exchange)
+        self._router.sinks.emit(self.exchange)
 
     def _account(self, source: UsageSource | None) -> None:
         reader, exchange = self.answer.reader if self.answer else None, self.exchange

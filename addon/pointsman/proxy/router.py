@@ -5,32 +5,37 @@ The table is replaced by one assignment; a request that has begun keeps the rout
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError
 from pointsman.proxy.mirroring import Mirrors
+from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
 from pointsman.routing.matching import match, reads_body
 from pointsman.routing.planning import Plan, make_plan
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
-from pointsman.telemetry.exchange import Exchange
+from pointsman.telemetry.exchange import DecisionRecord, RuleVerdict
+from pointsman.telemetry.sinks import Sinks
 
 DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a request goes and by which rule; `observe` means that it only would."""
+    """Where a request goes and by which rule; `observe` means that it only would.
+
+    `draw` is the number that chose by weight; None where an affinity chose.
+    """
 
     route: Route
     rule: Rule
     plan: Plan
     observe: bool
+    draw: float | None = None
 
     @property
     def target(self) -> Target:
@@ -54,9 +59,11 @@ class Router:
         self.observe = False
         # A UI wants to show bodies; without one, streamed bodies are not kept.
         self.keep_bodies = False
+        # A UI and the page show how each decision came about.
+        self.keep_decisions = False
         self.workload: str | None = None
         self.namespace: str | None = None
-        self.emit: Callable[[Exchange], None] = lambda _: None
+        self.sinks = Sinks()
         self._open: dict[str, set[Open]] = {}
         self.health = Health()
         self.mirrors = Mirrors()
@@ -86,15 +93,22 @@ class Router:
         rule = match(route, request)
         if rule is None:
             raise NoRouteError(f"No rule of the route for {route.host} matches this request.")
+        drawn: list[float] = []
+
+        def draw() -> float:
+            drawn.append(self._draws_of(rule).draw())
+            return drawn[0]
+
         try:
-            draw, now = self._draws_of(rule).draw, time.monotonic()
+            now = time.monotonic()
             plan = make_plan(rule, request, draw, self.health, now)
         except NoWeightError:
             raise NoTargetError(
                 f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
                 " none has a weight and applies to this workload."
             ) from None
-        decision = Decision(route, rule, plan, observe=self.observe or rule.observe)
+        observe = self.observe or rule.observe
+        decision = Decision(route, rule, plan, observe, drawn[0] if drawn else None)
         if not decision.observe:
             # Now, not when it is sent: of requests that are decided together one alone may probe.
             self.health.begin(decision.target, now)
@@ -129,6 +143,26 @@ class Router:
             self._draws[key] = DrawSequence(random.random())  # noqa: S311
         return self._draws[key]
 
+    def record(
+        self, route: Route, request: ClientRequest, decision: Decision | None
+    ) -> DecisionRecord | None:
+        """Return how a decision (None: there is none) came about, where something shows it."""
+        if not self.keep_decisions:
+            return None
+        rules = tuple(
+            RuleVerdict(verdict.rule.name, verdict.matched, verdict.reason)
+            for verdict in matching.explain(route, request)
+        )
+        if decision is None:
+            return DecisionRecord(rules)
+        order, skipped = decision.plan.order, decision.plan.skipped
+        return DecisionRecord(
+            rules,
+            decision.draw,
+            tuple(target.provider for target in order),
+            tuple(target.provider for target in skipped),
+        )
+
     # Requests under way, by their client's connection: each must end in one log line.
 
     def opened(self, client: str, request: Open) -> None:
@@ -146,6 +180,11 @@ class Router:
         """Close what a client's connection has left open."""
         for request in tuple(self._open.get(client, ())):
             request.abandon()
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are under way."""
+        return sum(map(len, self._open.values()))
 
     def stop(self) -> None:
         """Close everything that is open."""

@@ -15,6 +15,30 @@ from pointsman.protocols.usage import Usage
 UsageSource = Literal["response", "partial"]
 
 
+@dataclass(frozen=True, slots=True)
+class RuleVerdict:
+    """One rule that was looked at, and why it did or did not match, in words."""
+
+    rule: str
+    matched: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """How the decision came about.
+
+    `rules` are those looked at, in order. `draw` is the number in [0, 1) that chose by weight; None
+    where an affinity chose, or nothing was chosen. `targets` are the plan's providers in order,
+    `skipped` those left out as ejected.
+    """
+
+    rules: tuple[RuleVerdict, ...]
+    draw: float | None = None
+    targets: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try on one target. `error` is a short phrase, never a provider's own bytes."""
@@ -51,6 +75,10 @@ class Exchange:
     provider: str | None = None
     provider_host: str | None = None
     upstream_path: str | None = None
+    decision: DecisionRecord | None = None  # only where something shows it: a UI, the page
+    api: str | None = (
+        None  # what is spoken, by the path: `openai-chat`, `gemini` (see protocols.api)
+    )
     client_model: str | None = None
     request_model: str | None = None
     stream: bool | None = None

@@ -1,0 +1,1 @@
+"""The admin endpoint: health, the live rules, drain, metrics and the page."""

@@ -1,0 +1,35 @@
+"""What the admin endpoint shows, and who tells it: one proxy, or the supervisor of several."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether traffic can be served; `reasons` say why not, each a phrase without keys or paths."""
+
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether there is nothing against it."""
+        return not self.reasons
+
+
+class Source(Protocol):
+    """Where the admin endpoint gets what it shows."""
+
+    async def readiness(self) -> Readiness:
+        """Tell whether the listener is up, the rules are loaded, the CA is there."""
+
+    async def config(self) -> dict[str, Any]:
+        """Return the live table with masked keys, and the errors of a refused reload."""
+
+    async def metrics(self) -> bytes:
+        """Return the metrics in Prometheus' text format 0.0.4."""
+
+    async def live(self) -> dict[str, Any]:
+        """Return the snapshot that the page shows (`telemetry.live`)."""
+
+    async def drain(self) -> None:
+        """Begin to drain: accept nothing new, let what is under way end."""

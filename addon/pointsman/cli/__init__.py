@@ -1,0 +1,22 @@
+"""The command line: one module a command."""
+
+import os
+import sys
+
+# Each registers its commands.
+from pointsman.cli import check, demo, explain, run  # noqa: F401
+from pointsman.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`); Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

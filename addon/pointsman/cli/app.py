@@ -1,0 +1,54 @@
+"""What all commands share: the application, its common arguments, how it fails."""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from pointsman.config.files import reason
+from pointsman.config.labels import parse_labels
+from pointsman.config.loading import Instance, Loaded, LoadError, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Route LLM traffic by LLMProvider and LLMRoute manifests, for unmodified applications.",
+)
+
+RulesArgument = Annotated[
+    Path, typer.Argument(help="Directory (without its subfolders) or file with the manifests.")
+]
+LabelsOption = Annotated[
+    str,
+    typer.Option(
+        "--labels", help="This workload's labels: key=value,key=value, or a Downward API file."
+    ),
+]
+GatewayOption = Annotated[
+    list[str] | None,
+    typer.Option("--gateway", help="A gateway name that the instance serves (default: mesh)."),
+]
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End with a message for a person, and a status for a script."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+    raise typer.Exit(status)
+
+
+def load_rules(rules: Path, labels: str, gateways: list[str] | None) -> Loaded:
+    """Load the rules that a command names, or end with what is wrong with them."""
+    try:
+        instance = Instance(labels=parse_labels(labels), gateways=frozenset(gateways or ["mesh"]))
+    except (OSError, UnicodeDecodeError) as error:
+        why = reason(error) if isinstance(error, OSError) else "not text"
+        fail(f"--labels: {labels} can't be read ({why}); check the path", 2)
+    except ValueError as error:
+        fail(f"--labels: {error}", 2)
+    try:
+        return load(rules, instance=instance)
+    except LoadError as error:
+        fail(str(error), 1)

@@ -1,0 +1,52 @@
+"""`pointsman check`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pointsman.cli.app import GatewayOption, LabelsOption, RulesArgument, app, fail, load_rules
+
+
+@app.command()
+def check(
+    rules: RulesArgument = Path("rules"),
+    *,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable", help="Also fail on each field that Alibaba Cloud Service Mesh lacks."
+        ),
+    ] = False,
+    labels: LabelsOption = "",
+    gateway: GatewayOption = None,
+) -> None:
+    """Validate manifests; exit with 1 if anything is wrong.
+
+    Every error is shown, with its file, line and field and how to mend it. Keys must be there: set
+    the environment variables that the manifests name.
+
+    Examples:
+
+        pointsman check rules
+
+        DASHSCOPE_API_KEY=any MOONSHOT_API_KEY=any pointsman check rules/examples/traffic-split
+
+        pointsman check --portable rules
+    """
+    loaded = load_rules(rules, labels, gateway)
+    for warning in loaded.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if portable and loaded.extensions:
+        for extension in loaded.extensions:
+            typer.echo(str(extension), err=True)
+        fail(f"{len(loaded.extensions)} field(s) that are not portable", 1)
+    skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
+    typer.echo(
+        f"{rules}: {_count(loaded.providers, 'provider')} and {_count(loaded.routes, 'route')}"
+        f" are valid{skipped}"
+    )
+
+
+def _count(names: tuple[str, ...], what: str) -> str:
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
