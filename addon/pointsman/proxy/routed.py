@@ -35,7 +35,7 @@ from pointsman.routing.rewriting import (
     rewrite,
     without_hop_by_hop,
 )
-from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, summary
+from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of, summary
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class RoutedRequest:
         try:
             request = self.client_request()
             self.exchange.request_bytes = len(request.body.raw)
-            self.exchange.client_model = request.model
+            self.exchange.client_model = name_of(request.model)
             self._decide(request)
         except RequestError as error:
             return self._unless_observing(error)
@@ -256,7 +256,7 @@ class RoutedRequest:
             outgoing = rewrite(target, request, inject_usage=inject)
             exchange.provider, exchange.provider_host = target.provider, target.host
             self._router.health.begin(target, time.monotonic())
-        exchange.request_model = outgoing.model
+        exchange.request_model = name_of(outgoing.model)
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
         exchange.upstream_path = outgoing.path.partition("?")[0]
@@ -303,7 +303,7 @@ class RoutedRequest:
             provider_host=wanted.target.host,
             upstream_path=outgoing.path.partition("?")[0],
             client_model=own.client_model,
-            request_model=outgoing.model,
+            request_model=name_of(outgoing.model),
             stream=outgoing.stream,
             mirror=True,
             request_bytes=own.request_bytes,
