@@ -22,7 +22,7 @@ DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 REGISTRY = CollectorRegistry()  # this process's own, beside prometheus-client's default one
 
 # Rules and models come and go over restarts: past this size the counts begin anew.
-_MOST_BYTES = 4 * 1024 * 1024
+_MOST_BYTES = 16 * 1024 * 1024
 _files = Lock()  # rendering must not see a file that is just being taken in
 
 
