@@ -327,8 +327,8 @@ class TestBounds:
             )
         sizes = Counter(name for name, _ in scope.found())
         assert sizes["pointsman_requests_total"] <= 2001
-        assert sizes["gen_ai_client_operation_duration_seconds_count"] <= 401
-        assert sizes["gen_ai_client_token_usage_count"] <= 802
+        assert sizes["gen_ai_client_operation_duration_seconds_count"] <= 301
+        assert sizes["gen_ai_client_token_usage_count"] <= 602
         assert sum(scope.labels("pointsman_requests_total", "status").values()) == 10_000
 
     def test_series_of_rules_that_are_gone_go_with_the_next_reload(self, scope: Scope) -> None:
