@@ -47,6 +47,12 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         False,
         "Decide and log where requests would go, and change nothing.",
     ),
+    (
+        "llm_metrics",
+        bool,
+        True,
+        "Count LLM requests, tokens and times for Prometheus.",
+    ),
 )
 
 
