@@ -148,6 +148,7 @@ def listen(family: Family, ports: Sequence[int], stack: ExitStack) -> list[socke
 
     Raises:
         ProbeError: some of the proxy's ports are listened on and some are not, or none may be.
+        NoRouteError: this family is switched off.
     """
     listeners, taken = [], []
     for port in ports:
@@ -157,6 +158,8 @@ def listen(family: Family, ports: Sequence[int], stack: ExitStack) -> list[socke
             listener.bind((family.loopback, port))
             listener.listen()
         except OSError as error:
+            if error.errno in _NO_ROUTE:
+                raise NoRouteError(f"there is no {family.name} here") from None
             if error.errno != errno.EADDRINUSE:
                 raise ProbeError(f"can't listen on port {port}: {error.strerror}") from None
             taken.append(port)
