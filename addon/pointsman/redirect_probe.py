@@ -26,7 +26,6 @@ SO_ORIGINAL_DST = 80
 SOL_IPV6 = 41
 
 _NO_ROUTE = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-_ESTABLISHED = "01"
 
 type Address = tuple[str, int]
 
@@ -98,8 +97,8 @@ def local_port_of(peer: Address, sockets: str) -> int | None:
     """
     wanted = _as_in_proc(peer)
     for line in sockets.splitlines()[1:]:
-        local, remote, state = line.split()[1:4]
-        if remote == wanted and state == _ESTABLISHED:
+        local, remote = line.split()[1:3]
+        if remote == wanted:  # in any state: it may not have heard yet that it is established
             return int(local.rpartition(":")[2], 16)
     return None
 
@@ -164,7 +163,7 @@ def listen(family: Family, ports: Sequence[int], stack: ExitStack) -> list[socke
                 raise ProbeError(f"can't listen on port {port}: {error.strerror}") from None
             taken.append(port)
         else:
-            listener.setblocking(False)
+            listener.settimeout(TIMEOUT_SECONDS)
             listeners.append(listener)
     if listeners and taken:
         free = sorted(set(ports) - set(taken))
