@@ -103,6 +103,11 @@ class Namespaces:
         names = "127.0.0.1 localhost\n::1 localhost\n"
         (_NETNS / self.pod / "hosts").write_text(names, encoding="utf-8")
 
+    def switch_ipv6_off(self) -> None:
+        """Take every IPv6 address away from the pod, loopback's too."""
+        switch = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+        run(*self.in_pod, "sh", "-c", f"echo 1 >{switch}")
+
     def redirect(
         self, *arguments: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> subprocess.CompletedProcess[str]:
@@ -136,14 +141,12 @@ class Namespaces:
 
 
 def _build(stack: ExitStack, names: Namespaces) -> None:
-    _NETNS.mkdir(exist_ok=True)
-
     def leave() -> None:
         shutil.rmtree(_NETNS / names.pod)
         with contextlib.suppress(OSError):  # others have their files there
             _NETNS.rmdir()
 
-    (_NETNS / names.pod).mkdir()
+    (_NETNS / names.pod).mkdir(parents=True)
     stack.callback(leave)
     names.forget_names()
     for name in (names.pod, names.outside):

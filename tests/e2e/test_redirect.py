@@ -399,7 +399,7 @@ def test_ipv4_alone_is_redirected_only_where_there_is_no_ipv6(tmp_path: Path) ->
         assert "IPv6 is not redirected: who uses it goes past the proxy" in wanted.stderr
         assert "POINTSMAN" in run(*names.in_pod, "iptables", "-t", "nat", "-S")
         assert names.redirect("remove").returncode == 0
-        run(*names.in_pod, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1")
+        names.switch_ipv6_off()
         alone = names.redirect("apply", "--backend", "iptables", env=env)
         assert alone.returncode == 0
         assert "no IPv6 here" in alone.stderr
@@ -736,7 +736,7 @@ def test_check_says_what_it_could_not_check() -> None:
         assert done.returncode == 0, done.stderr
         assert "ok: 192.0.2.1:80" in done.stdout
         assert "not checked: no route to [2001:db8::1]:80" in done.stdout
-        run(*names.in_pod, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1")
+        names.switch_ipv6_off()
         done = names.redirect("check")
         assert done.returncode == 0, done.stderr
         assert "ok: 192.0.2.1:80" in done.stdout
