@@ -4,7 +4,6 @@ Started by `pointsman.sidecar`, as `python -m pointsman.proxy.worker` with mitmd
 """
 
 import asyncio
-import io
 import logging
 import os
 import socket
@@ -18,8 +17,10 @@ from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 from mitmproxy.tools import cmdline, dump
 from mitmproxy.tools.main import run
 
+from pointsman.proxy import tuning
+from pointsman.proxy.run import command_line
 from pointsman.sidecar import handover, listening
-from pointsman.sidecar.output import log_crash
+from pointsman.sidecar.output import log_crashes
 from pointsman.telemetry.json_log import json_formatter
 
 # How many connections one worker takes at a time: the rest is for the others.
@@ -31,11 +32,15 @@ def serve_inherited(sockets: Sequence[socket.socket]) -> None:
 
     async def listen(self: AsyncioServerInstance[Any], *_: object) -> list[asyncio.Server]:
         if self.mode.transport_protocol == "udp":
-            raise ValueError(f"mode {self.mode.full_spec} is over UDP, which the sidecar can't serve")
+            raise ValueError(
+                f"mode {self.mode.full_spec} is over UDP, which the sidecar can't serve"
+            )
         servers = []
         for each in sockets:
             # asyncio takes one number for both: how many it accepts at a time, and the queue.
-            servers.append(await asyncio.start_server(self.handle_stream, sock=each, backlog=_AT_ONCE))
+            servers.append(
+                await asyncio.start_server(self.handle_stream, sock=each, backlog=_AT_ONCE)
+            )
             each.listen(listening.QUEUE)
         return servers
 
@@ -48,37 +53,41 @@ def end_with(line: socket.socket) -> None:
     def watch() -> None:
         # Blocking, in a thread: it must work when the event loop does not.
         line.setblocking(True)
-        while line.recv(64):
-            pass
-        os._exit(1)
+        try:
+            while line.recv(64):
+                pass
+        finally:
+            os._exit(1)
 
     threading.Thread(target=watch, name="supervisor", daemon=True).start()
 
 
+class _Master(dump.DumpMaster):
+    """mitmdump's, which logs JSON and tells the supervisor when it serves."""
+
+    line: socket.socket
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        if self._termlog_addon is not None:
+            self._termlog_addon.logger.setFormatter(json_formatter())
+
+    @override
+    async def running(self) -> None:
+        await super().running()
+        await self.addons.get("errorcheck").shutdown_if_errored()
+        self.line.sendall(handover.READY)
+
+
 def main() -> None:
     """Run the worker; ends with mitmdump's exit status."""
-    sys.excepthook = log_crash
-    sockets, line = handover.take()
-    end_with(line)
-    serve_inherited(sockets)
+    log_crashes()
     logging.captureWarnings(capture=True)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
-
-    class Master(dump.DumpMaster):
-        def __init__(self, options: Options) -> None:
-            super().__init__(options)
-            termlog = self._termlog_addon
-            if termlog is not None:
-                termlog.logger.setFormatter(json_formatter())
-
-        @override
-        async def running(self) -> None:
-            await super().running()
-            await self.addons.get("errorcheck").shutdown_if_errored()
-            line.sendall(handover.READY)
-
-    run(Master, cmdline.mitmdump, None)
+    tuning.write_log_lines_at_once()
+    sockets, _Master.line = handover.take()
+    end_with(_Master.line)
+    serve_inherited(sockets)
+    run(_Master, cmdline.mitmdump, command_line(None, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+import threading
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, override
@@ -17,21 +18,35 @@ LONGEST_LINE = 1024 * 1024
 
 def log_to_stdout(level: int = logging.INFO) -> None:
     """Write all that this process logs, and what ends it, as JSON lines."""
+    logging.basicConfig(handlers=[json_handler()], level=level, force=True)
+    logging.captureWarnings(capture=True)
+    log_crashes()
+
+
+def json_handler() -> logging.Handler:
+    """Return a handler that writes JSON lines to standard output."""
     handler = _Handler(sys.stdout)
     handler.setFormatter(json_formatter())
-    logging.basicConfig(handlers=[handler], level=level, force=True)
-    logging.captureWarnings(capture=True)
-    sys.excepthook = log_crash
+    return handler
 
 
-def log_crash(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+def log_crashes() -> None:
+    """Log what ends this process or one of its threads, instead of printing it."""
+    sys.excepthook = _log_crash
+    threading.excepthook = lambda crash: _log_crash(
+        crash.exc_type, crash.exc_value, crash.exc_traceback
+    )
+
+
+def _log_crash(
+    kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None
 ) -> None:
-    """Log what ends this process: Python's `sys.excepthook`."""
-    if not issubclass(kind, KeyboardInterrupt):
-        logging.getLogger("pointsman").critical(
-            "ended by a fault", exc_info=(kind, error, traceback)
+    if error is not None and not issubclass(kind, KeyboardInterrupt | SystemExit):
+        # Not by way of the loggers: at the end of a process they have no handlers any more.
+        record = logging.LogRecord(
+            "pointsman", logging.CRITICAL, "", 0, "a fault", None, (kind, error, traceback)
         )
+        json_handler().handle(record)
 
 
 async def forward(stream: asyncio.StreamReader, logger: logging.Logger, **about: Any) -> None:

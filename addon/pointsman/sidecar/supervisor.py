@@ -11,7 +11,6 @@ What it keeps to:
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
