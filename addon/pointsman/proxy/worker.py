@@ -19,7 +19,8 @@ from mitmproxy.tools.main import run
 
 from pointsman.proxy import tuning
 from pointsman.proxy.run import command_line
-from pointsman.sidecar import handover, listening
+from pointsman.sidecar import handover
+from pointsman.sidecar.listening import QUEUE
 from pointsman.sidecar.output import log_crashes
 from pointsman.telemetry.json_log import json_formatter
 
@@ -27,24 +28,46 @@ from pointsman.telemetry.json_log import json_formatter
 _AT_ONCE = 8
 
 
-def serve_inherited(sockets: Sequence[socket.socket]) -> None:
-    """Make mitmproxy serve these sockets in the place of any that it would open."""
+class _Listeners:
+    """The inherited sockets, which mitmproxy serves in the place of any that it would open.
 
-    async def listen(self: AsyncioServerInstance[Any], *_: object) -> list[asyncio.Server]:
-        if self.mode.transport_protocol == "udp":
-            raise ValueError(
-                f"mode {self.mode.full_spec} is over UDP, which the sidecar can't serve"
-            )
-        servers = []
-        for each in sockets:
+    It would accept before it has loaded its scripts: what waits in the queue would pass unrouted.
+    So nothing is accepted before `start`.
+    """
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
+
+    def install(self) -> None:
+        """Take the place of mitmproxy's own way to listen."""
+        listeners = self
+
+        async def listen(
+            self: AsyncioServerInstance[Any], _host: str, _port: int
+        ) -> list[asyncio.Server]:
+            return await listeners.listen(self)
+
+        AsyncioServerInstance.listen = listen  # type: ignore[method-assign,assignment]
+
+    async def listen(self, instance: AsyncioServerInstance[Any]) -> list[asyncio.Server]:
+        """Make the servers of one mode."""
+        mode = instance.mode
+        if mode.transport_protocol == "udp":
+            raise ValueError(f"mode {mode.full_spec} is over UDP, which a sidecar can't serve")
+        for each in self._sockets:
             # asyncio takes one number for both: how many it accepts at a time, and the queue.
-            servers.append(
-                await asyncio.start_server(self.handle_stream, sock=each, backlog=_AT_ONCE)
+            server = await asyncio.start_server(
+                instance.handle_stream, sock=each, backlog=_AT_ONCE, start_serving=False
             )
-            each.listen(listening.QUEUE)
-        return servers
+            self._servers.append(server)
+        return list(self._servers)
 
-    AsyncioServerInstance.listen = listen  # type: ignore[method-assign,assignment]
+    async def start(self) -> None:
+        """Begin to accept."""
+        for server, each in zip(self._servers, self._sockets, strict=True):
+            await server.start_serving()
+            each.listen(QUEUE)
 
 
 def end_with(line: socket.socket) -> None:
@@ -66,6 +89,7 @@ class _Master(dump.DumpMaster):
     """mitmdump's, which logs JSON and tells the supervisor when it serves."""
 
     line: socket.socket
+    listeners: _Listeners
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -76,6 +100,7 @@ class _Master(dump.DumpMaster):
     async def running(self) -> None:
         await super().running()
         await self.addons.get("errorcheck").shutdown_if_errored()
+        await self.listeners.start()
         self.line.sendall(handover.READY)
 
 
@@ -86,7 +111,8 @@ def main() -> None:
     tuning.write_log_lines_at_once()
     sockets, _Master.line = handover.take()
     end_with(_Master.line)
-    serve_inherited(sockets)
+    _Master.listeners = _Listeners(sockets)
+    _Master.listeners.install()
     run(_Master, cmdline.mitmdump, command_line(None, sys.argv[1:]))
 
 
