@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pointsman.config.table import Route, RoutingTable, Rule, Target
-from pointsman.errors import NoRouteError, NoTargetError
+from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
@@ -46,8 +46,8 @@ class Decision:
 class Open(Protocol):
     """A request under way."""
 
-    def abandon(self) -> None:
-        """Close its exchange: no more events will come."""
+    def abandon(self, error: RequestError | None = None) -> None:
+        """Close its exchange: no more events will come. None: its client has gone."""
 
 
 class Router:
@@ -61,6 +61,8 @@ class Router:
         self.keep_bodies = False
         # A UI and the page show how each decision came about.
         self.keep_decisions = False
+        # Clients are asked to come again by another connection.
+        self.draining = False
         self.workload: str | None = None
         self.namespace: str | None = None
         self.sinks = Sinks()
@@ -186,11 +188,12 @@ class Router:
         """How many requests are under way."""
         return sum(map(len, self._open.values()))
 
-    def stop(self) -> None:
-        """Close everything that is open."""
-        for client in tuple(self._open):
-            self.client_gone(client)
-        self.mirrors.stop()
+    def stop(self, error: RequestError) -> None:
+        """Close everything that is open, for this reason."""
+        for requests in tuple(self._open.values()):
+            for request in tuple(requests):
+                request.abandon(error)
+        self.mirrors.stop(error)
 
     # Asking a stream for its usage: some providers refuse the parameter.
 
