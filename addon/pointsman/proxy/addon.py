@@ -29,6 +29,7 @@ from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.layers import Layer
+from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
 from pointsman.proxy.reload import watch_rules
@@ -51,6 +52,7 @@ class Pointsman:
     def __init__(self) -> None:
         self.router = Router()
         self.drain = Drain(self.router)
+        self._measuring = Measuring(self.router)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -113,6 +115,8 @@ class Pointsman:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
+        if "llm_metrics" in updated:
+            self._measuring.switch(on=ctx.options.llm_metrics)
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
@@ -136,6 +140,7 @@ class Pointsman:
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
+        self._measuring.running()
         self._watch()
 
     def done(self) -> None:
@@ -144,6 +149,7 @@ class Pointsman:
             self._watcher.cancel()
             self._watcher = None
         self.router.stop(self.drain.why())
+        self._measuring.close()
         if self._access_log:
             self._access_log.close()
 
@@ -176,6 +182,7 @@ class Pointsman:
         try:
             loaded = load(self._rules, instance=self._instance)
         except LoadError as error:
+            self._measuring.rules_refused()
             raise exceptions.OptionsError(str(error)) from None
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
@@ -185,6 +192,7 @@ class Pointsman:
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
+        self._measuring.rules_live()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -200,7 +208,13 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
         self._watcher = asyncio.get_running_loop().create_task(
-            watch_rules(self._rules, self._instance, self._go_live, self._seen)
+            watch_rules(
+                self._rules,
+                self._instance,
+                self._go_live,
+                self._seen,
+                self._measuring.rules_refused,
+            )
         )
 
     # --- connections ------------------------------------------------------------------------------

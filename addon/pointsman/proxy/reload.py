@@ -18,12 +18,16 @@ _DEBOUNCE_MS = 200
 
 
 async def watch_rules(
-    path: Path, instance: Instance, go_live: Callable[[Loaded], None], seen: object
+    path: Path,
+    instance: Instance,
+    go_live: Callable[[Loaded], None],
+    seen: object,
+    refused: Callable[[], None] = lambda: None,
 ) -> None:
     """Load the rules again whenever they change, until cancelled.
 
-    `seen` is their fingerprint from before they were loaded. A bad reload keeps what is live and
-    logs every error.
+    `seen` is their fingerprint from before they were loaded. A bad reload keeps what is live, logs
+    every error and calls `refused`.
     """
     while True:
         async for _ in _ticks(path):
@@ -31,7 +35,8 @@ async def watch_rules(
             if now == seen:
                 continue
             seen = now
-            await _reload(path, instance, go_live)
+            if not await _reload(path, instance, go_live):
+                refused()
 
 
 async def _ticks(path: Path) -> AsyncIterator[object]:
@@ -54,7 +59,8 @@ async def _ticks(path: Path) -> AsyncIterator[object]:
         yield None
 
 
-async def _reload(path: Path, instance: Instance, go_live: Callable[[Loaded], None]) -> None:
+async def _reload(path: Path, instance: Instance, go_live: Callable[[Loaded], None]) -> bool:
+    """Load and make live; tell whether that went well."""
     try:
         loaded = await asyncio.to_thread(load, path, instance=instance)
     except LoadError as error:
@@ -63,3 +69,5 @@ async def _reload(path: Path, instance: Instance, go_live: Callable[[Loaded], No
         logger.exception("the rules were not reloaded, the last good ones stay")
     else:
         go_live(loaded)
+        return True
+    return False

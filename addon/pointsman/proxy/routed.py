@@ -35,6 +35,7 @@ from pointsman.routing.rewriting import (
     rewrite,
     without_hop_by_hop,
 )
+from pointsman.telemetry.chunks import ChunkTimes
 from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, summary
 
 logger = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ class RoutedRequest:
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
         exchange.upstream_path = outgoing.path.partition("?")[0]
-        exchange.first_token, exchange.response_bytes = None, 0
+        exchange.first_token, exchange.chunk_times, exchange.response_bytes = None, None, 0
         self.answer = None
         self.kept.clear()
         self._api = detect(outgoing.method, outgoing.path) or self._api
@@ -455,6 +456,11 @@ class RoutedRequest:
             response.stream = self.pass_on
         self.exchange.overhead += time.perf_counter() - started
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the answer is a stream that has begun."""
+        return self.answer is not None and self.answer.event_stream
+
     def opens_with_content(self) -> bool:
         """Tell whether the answer is a stream whose first content is still to come."""
         answer = self.answer
@@ -530,15 +536,23 @@ class RoutedRequest:
             logger.exception("an answer could not be read; its usage is unknown")
             self.answer.reader = None
             passed = chunk
-        reader, exchange = self.answer.reader, self.exchange
-        if reader and reader.content_started and exchange.first_token is None:
-            exchange.first_token = started if self.answer.event_stream else None
+        self._time_chunks(self.answer, started)
+        exchange = self.exchange
         exchange.response_bytes += len(passed)
         if self._router.keep_bodies and len(self.kept) < _MAX_KEPT_BODY:
             self.kept += passed
         exchange.overhead += time.perf_counter() - started
         # Never [b""]: in chunked framing an empty chunk is the end of the body.
         return [passed] if passed else []
+
+    def _time_chunks(self, answer: Answer, now: float) -> None:
+        """Note when the first content of a stream came, and how long what follows takes."""
+        reader, exchange = answer.reader, self.exchange
+        if reader is None or not (answer.event_stream and reader.content_started):
+            return
+        if exchange.chunk_times is None:
+            exchange.first_token, exchange.chunk_times = now, ChunkTimes(now)
+        exchange.chunk_times.came(now, reader.later_events)
 
     def refuse(self, error: RequestError) -> None:
         """Put our own answer on the flow."""

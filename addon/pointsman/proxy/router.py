@@ -46,6 +46,10 @@ class Decision:
 class Open(Protocol):
     """A request under way."""
 
+    @property
+    def streaming(self) -> bool:
+        """Whether its answer is a stream that has begun."""
+
     def abandon(self, error: RequestError | None = None) -> None:
         """Close its exchange: no more events will come. None: its client has gone."""
 
@@ -187,6 +191,11 @@ class Router:
     def under_way(self) -> int:
         """How many requests are under way."""
         return sum(map(len, self._open.values()))
+
+    @property
+    def requests_under_way(self) -> tuple[Open, ...]:
+        """Those that are under way now; it may be looked at from another thread."""
+        return tuple(request for each in tuple(self._open.values()) for request in tuple(each))
 
     def stop(self, error: RequestError) -> None:
         """Close everything that is open, for this reason."""

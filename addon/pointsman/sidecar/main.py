@@ -14,7 +14,7 @@ from pointsman.sidecar.process import Plan
 from pointsman.sidecar.settings import Given, Settings, SettingsError, check
 from pointsman.sidecar.supervisor import Supervisor
 from pointsman.sidecar.workers import Workers
-from pointsman.telemetry import metrics
+from pointsman.telemetry import exposition
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ async def _run(settings: Settings) -> int:
             env={
                 "PYTHONOPTIMIZE": "1",
                 **runtime.bytecode(settings.confdir),
-                metrics.DIRECTORY: _metrics_folder(folder),
+                exposition.DIRECTORY: _metrics_folder(folder),
             },
             folder=folder,
         )
@@ -81,15 +81,15 @@ async def _run(settings: Settings) -> int:
 
 
 def _metrics_folder(folder: Path) -> str:
-    """Make the folder in which the workers count, and let `metrics.render` find it."""
+    """Make the folder in which the workers count, and let `exposition.render` find it."""
     made = folder / "metrics"
     made.mkdir(mode=0o700)
-    os.environ[metrics.DIRECTORY] = str(made)
+    os.environ[exposition.DIRECTORY] = str(made)
     return str(made)
 
 
 def _gone(pid: int) -> None:
     try:
-        metrics.worker_gone(pid)
+        exposition.worker_gone(pid)
     except (OSError, ValueError):
         _logger.exception("the metrics of worker process %d can't be kept", pid)

@@ -16,7 +16,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from pointsman.admin.source import Readiness
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, Worker
-from pointsman.telemetry import metrics
+from pointsman.telemetry import exposition
 
 type Json = dict[str, Any]
 
@@ -76,7 +76,7 @@ class Workers:
 
     async def metrics(self) -> bytes:
         """Return the sums of all workers, with the counts of those that have died."""
-        page = await asyncio.to_thread(metrics.render)
+        page = await asyncio.to_thread(exposition.render)
         return page + generate_latest(self._registry)
 
     async def live(self) -> Json:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pointsman.protocols.usage import Usage
+from pointsman.telemetry.chunks import ChunkTimes
 
 UsageSource = Literal["response", "partial"]
 
@@ -94,6 +95,7 @@ class Exchange:
     finish_reason: str | None = None
     cost_usd: float | None = None
     first_token: float | None = None
+    chunk_times: ChunkTimes | None = None  # of a stream, after its first token
     ended: float | None = None
     overhead: float = 0.0  # seconds in our own code
     request_bytes: int = 0
