@@ -139,3 +139,18 @@ class InternalError(RequestError):
     kind = "server_error"
     code = "internal_error"
     flag = "IE"
+
+
+class StoppedError(RequestError):
+    """The proxy ends before the request does. Envoy calls that a local reset."""
+
+    status = 503
+    kind = "server_error"
+    code = "stopped"
+    flag = "LR"
+
+
+class DrainTimeoutError(StoppedError):
+    """The proxy has waited for the request to end, as long as it may."""
+
+    code = "drain_timeout"

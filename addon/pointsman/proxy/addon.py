@@ -23,9 +23,11 @@ from mitmproxy.tools.dump import DumpMaster
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
 from pointsman.config.problems import did_you_mean
+from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
+from pointsman.proxy.draining import Drain
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -51,6 +53,7 @@ class Pointsman:
 
     def __init__(self) -> None:
         self.router = Router()
+        self.drain = Drain(self.router)
         self._measuring = Measuring(self.router)
         self._access_log: AccessLog | None = None
         self._running = False
@@ -111,6 +114,8 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if "llm_drain_timeout" in updated:
+            self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
         if "llm_metrics" in updated:
@@ -139,6 +144,7 @@ class Pointsman:
             self.router.own_keys = OwnKeys()
         tuning.redact_proxy_log()
         load_prices()
+        self.drain.listen_to_signals()
         self._measuring.running()
         self._watch()
 
@@ -147,7 +153,7 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
             self._watcher = None
-        self.router.stop()
+        self.router.stop(self.drain.why())
         self._measuring.close()
         if self._access_log:
             self._access_log.close()
@@ -326,6 +332,18 @@ def parse_size(text: str) -> int:
             f"llm_body_limit: {text!r} is not a size; write bytes, or a number with k, m or g"
         )
     return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def drain_timeout(text: str) -> float:
+    """Return the seconds of a duration.
+
+    Raises:
+        OptionsError: it is none.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise exceptions.OptionsError(f"llm_drain_timeout: {error}") from None
 
 
 def workload_name(labels: dict[str, str]) -> str | None:

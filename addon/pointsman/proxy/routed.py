@@ -329,8 +329,7 @@ class RoutedRequest:
             request_bytes=own.request_bytes,
         )
         emit = self._router.sinks.emit
-        if sending := self._router.mirrors.send(outgoing, wanted.target.limits, copy):
-            sending.add_done_callback(lambda _: emit(copy))
+        self._router.mirrors.send(outgoing, wanted.target.limits, copy, emit)
 
     def attempts_left(self) -> bool:
         """Tell whether the plan has another attempt."""
@@ -408,6 +407,7 @@ class RoutedRequest:
         """Put on the flow what the client gets when no attempt is left."""
         if self._last_answer is not None:
             self.flow.response = self._last_answer
+            self._part(self.flow.response)
             self.exchange.response_bytes = len(self._last_answer.raw_content or b"")
             self.exchange.error = self.exchange.error or error.code
             self.answer = None
@@ -471,6 +471,7 @@ class RoutedRequest:
         if response.status_code != _SWITCHING_PROTOCOLS:
             headers.fields = without_hop_by_hop(headers.fields)
             self._frame(response, resized=self.answer.filters)
+            self._part(response)
             response.stream = self.pass_on
         self.exchange.overhead += time.perf_counter() - started
 
@@ -534,6 +535,15 @@ class RoutedRequest:
             headers["transfer-encoding"] = "chunked"
             response.http_version = "HTTP/1.1"
 
+    def _part(self, response: http.Response) -> None:
+        """While the process drains, ask the client to come again by another connection.
+
+        (Over HTTP/2 the layer does that.)
+        """
+        request = self.flow.request
+        if self._router.draining and not (request.is_http2 or request.is_http3):
+            response.headers["connection"] = "close"
+
     def pass_on(self, chunk: bytes) -> list[bytes]:
         """Take a chunk of the answer (b"" at its end) and return what the client gets now."""
         started = self.last_chunk = time.perf_counter()
@@ -572,6 +582,7 @@ class RoutedRequest:
         self.exchange.response_bytes = len(body)
         headers = {"content-type": "application/json", "x-pointsman-error": error.code}
         self.flow.response = http.Response.make(error.status, body, headers)
+        self._part(self.flow.response)
 
     def _error_body(self, error: RequestError) -> bytes:
         return error_body(

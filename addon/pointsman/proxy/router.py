@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pointsman.config.table import Route, RoutingTable, Rule, Target
-from pointsman.errors import NoRouteError, NoTargetError
+from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.routing import matching
@@ -51,8 +51,8 @@ class Open(Protocol):
     def streaming(self) -> bool:
         """Whether its answer is a stream that has begun."""
 
-    def abandon(self) -> None:
-        """Close its exchange: no more events will come."""
+    def abandon(self, error: RequestError | None = None) -> None:
+        """Close its exchange: no more events will come. None: its client has gone."""
 
 
 class Router:
@@ -68,6 +68,8 @@ class Router:
         self.own_keys: OwnKeys | None = None
         # A UI and the page show how each decision came about.
         self.keep_decisions = False
+        # Clients are asked to come again by another connection.
+        self.draining = False
         self.workload: str | None = None
         self.namespace: str | None = None
         self.sinks = Sinks()
@@ -198,11 +200,12 @@ class Router:
         """Those that are under way now; it may be looked at from another thread."""
         return tuple(request for each in tuple(self._open.values()) for request in tuple(each))
 
-    def stop(self) -> None:
-        """Close everything that is open."""
-        for client in tuple(self._open):
-            self.client_gone(client)
-        self.mirrors.stop()
+    def stop(self, error: RequestError) -> None:
+        """Close everything that is open, for this reason."""
+        for requests in tuple(self._open.values()):
+            for request in tuple(requests):
+                request.abandon(error)
+        self.mirrors.stop(error)
 
     # Asking a stream for its usage: some providers refuse the parameter.
 
