@@ -28,6 +28,7 @@ from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
+from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.options import DEFAULT_RULES, declare
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
@@ -51,6 +52,7 @@ class Pointsman:
     def __init__(self) -> None:
         self.router = Router()
         self.drain = Drain(self.router)
+        self.endpoint = Endpoint(self.router, self.drain)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -109,6 +111,8 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if self._running:
+            refuse_change(updated)
         if "llm_drain_timeout" in updated:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         if "llm_access_log" in updated:
@@ -136,6 +140,7 @@ class Pointsman:
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
+        self.endpoint.open()
         self._watch()
 
     def done(self) -> None:
@@ -143,6 +148,7 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
             self._watcher = None
+        self.endpoint.stop()
         self.router.stop(self.drain.why())
         if self._access_log:
             self._access_log.close()
@@ -185,6 +191,7 @@ class Pointsman:
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
+        self.endpoint.rules_live(str(self._rules))
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -200,7 +207,13 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
         self._watcher = asyncio.get_running_loop().create_task(
-            watch_rules(self._rules, self._instance, self._go_live, self._seen)
+            watch_rules(
+                self._rules,
+                self._instance,
+                self._go_live,
+                self._seen,
+                self.endpoint.rules_refused,
+            )
         )
 
     # --- connections ------------------------------------------------------------------------------
@@ -248,7 +261,8 @@ class Pointsman:
             start_tls(tls_start, tls_start.conn.settings)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """Bound how long the connection takes."""
+        """Bound how long the connection takes, and let none lead to our own endpoint."""
+        data.server.error = data.server.error or self.endpoint.refuse(data.server.address)
         self._connect_timeouts.begin(data.server)
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
