@@ -121,10 +121,14 @@ class Endpoint:
             reasons.append("no rules are loaded")
         if not (Path(ctx.options.confdir).expanduser() / _CERTIFICATE).exists():  # noqa: ASYNC240
             reasons.append("the CA's certificate is not exported")
-        missing, warnings = self._router.keys.look(self._router.table)
+        warnings: list[str] = []
+        if not self._router.observe:
+            missing, others = self._router.keys.look(self._router.table)
+            reasons += missing
+            warnings += others
         if self._refused_at:
-            warnings = (*warnings, "the last change of the rules was refused: see /config")
-        return Readiness((*reasons, *missing), self._router.under_way, warnings)
+            warnings.append("the last change of the rules was refused: see /config")
+        return Readiness(tuple(reasons), self._router.under_way, tuple(warnings))
 
     def _listeners(self) -> Iterable[str]:
         proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")

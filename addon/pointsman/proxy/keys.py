@@ -55,9 +55,11 @@ class Keys:
         """Return why requests can't be served, and what else is amiss, in words without paths.
 
         A missing key is a reason where a rule has no other provider left. The route that a provider
-        has by itself counts only where no written route leads to that provider.
+        has by itself counts only where no written route leads to that provider. A rule that only
+        observes needs no key.
         """
-        rules = [(route, rule) for route in routes(table) for rule in route.rules]
+        every = [(route, rule) for route in routes(table) for rule in route.rules]
+        rules = [(route, rule) for route, rule in every if not rule.observe]
         written = {t.provider for route, rule in rules if route.name for t in rule.targets}
         reasons: dict[str, None] = {}
         missing: dict[str, bool] = {}  # by provider, whether a reason tells of it
