@@ -24,6 +24,8 @@ from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
+from pointsman.proxy.watching import Watching
+from pointsman.telemetry.live import Cursor
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Endpoint:
     def __init__(self, router: Router, drain: Drain) -> None:
         self._router = router
         self._drain = drain
+        self._watching = Watching(router)
         self._servers: list[Server] = []
         self._rules: str | None = None
         self._live_since: str | None = None
@@ -77,12 +80,15 @@ class Endpoint:
                 )
             return
         self._servers.append(server)
+        if not server.health_only:
+            self._watching.begin()
         logger.info("%s endpoint at %s", name.removeprefix("llm_"), server.address)
 
     def stop(self) -> None:
         """Listen no more."""
         for server in self._servers:
             server.stop()
+        self._watching.end()
 
     def refuse(self, address: tuple[str, int] | None) -> str | None:
         """Return why the proxy must not connect to an address: it is the admin endpoint's own.
@@ -107,6 +113,7 @@ class Endpoint:
         """Note that rules have gone live."""
         self._rules, self._live_since = where, _now()
         self._refused_at, self._problems = None, ()
+        self._watching.rules_live()
 
     def rules_refused(self, problems: Iterable[Problem]) -> None:
         """Note that a reload was refused, and why."""
@@ -168,9 +175,10 @@ class Endpoint:
         page: bytes = metrics.render()
         return page
 
-    async def live(self) -> dict[str, Any]:
+    async def live(self, after: Cursor | None = None) -> dict[str, Any]:
         """Return the snapshot for the page."""
-        return {}
+        rules = f"{self._live_since}, refused {self._refused_at}"
+        return {**self._watching.snapshot(after), "config_versions": [rules]}
 
     async def drain(self, *, soft: bool = False) -> None:
         """Begin to drain."""

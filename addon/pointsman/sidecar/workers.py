@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, override
+from urllib.parse import urlencode
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +18,7 @@ from pointsman.admin.source import Readiness
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, Worker
 from pointsman.telemetry import exposition
+from pointsman.telemetry.live import Cursor, merge, show_cursor
 
 type Json = dict[str, Any]
 
@@ -79,10 +81,13 @@ class Workers:
         page = await asyncio.to_thread(exposition.render)
         return page + generate_latest(self._registry)
 
-    async def live(self) -> Json:
-        """Return the snapshots of all workers as one."""
-        answers = _by_worker(self._supervisor.workers, await self._ask_all("/api/live"))
-        return _merge(list(answers.values()))
+    async def live(self, after: Cursor | None = None) -> Json:
+        """Return the snapshots of all workers as one; those of workers that are silent are not."""
+        query = urlencode({"after": show_cursor(after)}) if after else ""
+        found = await self._ask_all(f"/api/live?{query}")
+        answers = _by_worker(self._supervisor.workers, found).values()
+        snapshots = [answer for answer in answers if "cursor" in answer]
+        return {**merge(snapshots), "processes_wanted": len(found)}
 
     async def drain(self, *, soft: bool = False) -> None:
         """Let all of them drain; they end when they have, and the supervisor after them."""
@@ -119,10 +124,6 @@ class Workers:
 def _by_worker(workers: Sequence[Worker], answers: Sequence[Json | SilentError]) -> dict[int, Json]:
     pairs = zip(workers, answers, strict=True)
     return {worker.index: answer for worker, answer in pairs if isinstance(answer, dict)}
-
-
-def _merge(snapshots: Sequence[Json]) -> Json:
-    return snapshots[0] if snapshots else {}
 
 
 class _Sockets(Resolver):
