@@ -32,6 +32,7 @@ class Made:
     key_cert_sign: bool | None = True
     purposes: tuple[x509.ObjectIdentifier, ...] = ()
     identifier: bool = True
+    issuer_named: bool = True
     begins: datetime = NOW - timedelta(days=1)
     ends: datetime = NOW + timedelta(days=365)
 
@@ -70,6 +71,9 @@ class Made:
             builder = builder.add_extension(
                 x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False
             )
+        if self.issuer is not None and self.issuer_named:
+            above = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.issuer.key.public_key())
+            builder = builder.add_extension(above, critical=False)
         algorithm = hashes.SHA256() if hasattr(issuer.key, "curve") or _is_rsa(issuer.key) else None
         self.certificate = builder.sign(issuer.key, algorithm)
 

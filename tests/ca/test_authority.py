@@ -135,6 +135,12 @@ def test_what_strict_clients_refuse_is_warned_of() -> None:
     ]
 
 
+def test_an_intermediate_that_does_not_name_its_issuers_key_is_warned_of() -> None:
+    low = Made("Low", issuer=(root := Made("Root")), issuer_named=False)
+    [warning] = check(parse(low.key_pem(), low.pem + root.pem))
+    assert warning.startswith("authorityKeyIdentifier is missing")
+
+
 def test_a_chain_is_kept_and_must_be_in_order() -> None:
     root = Made("Root")
     middle = Made("Middle", issuer=root)
