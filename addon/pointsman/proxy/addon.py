@@ -26,6 +26,7 @@ from pointsman.config.problems import did_you_mean
 from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
+from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.options import DEFAULT_RULES, declare
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
@@ -106,6 +107,8 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if updated & {"llm_passthrough", "llm_unknown"}:
+            self.router.guard(**guarded_hosts(ctx.options.llm_passthrough, ctx.options.llm_unknown))
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
@@ -217,8 +220,11 @@ class Pointsman:
 
         def judge(context: Context, client_data: bytes, server_data: bytes) -> layer.Layer | None:
             await_more(context, client_data, server_data)
+            if refusing := refuse_tls(self.router, context, client_data):
+                return refusing
             chosen = choose(context, client_data, server_data)
-            return reconsider(self.router.table, context, client_data, chosen)
+            chosen = reconsider(self.router.table, context, client_data, chosen)
+            return refuse_raw(self.router, context, chosen)
 
         chooser._next_layer = judge  # type: ignore[method-assign,assignment] # noqa: SLF001
 
@@ -270,6 +276,7 @@ class Pointsman:
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        tuning.close_for_good(ctx.master, client)
 
     # --- what does not come through our layer -----------------------------------------------------
 
@@ -278,8 +285,8 @@ class Pointsman:
 
         These are replays from a UI, for which mitmproxy builds a plain layer of its own.
         """
-        names = (flow.request.pretty_host, flow.request.host)
-        ours = any(self.router.table.lookup(name) for name in names)
+        names, table = (flow.request.pretty_host, flow.request.host), self.router.table
+        ours = any(table.lookup(name) or table.refuses(name) for name in names)
         if flow.is_replay == "request" and ours:
             flow.response = http.Response.make(
                 502,

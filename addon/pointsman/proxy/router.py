@@ -5,9 +5,10 @@ The table is replaced by one assignment; a request that has begun keeps the rout
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError
 from pointsman.proxy.mirroring import Mirrors
@@ -55,6 +56,7 @@ class Router:
 
     def __init__(self) -> None:
         self.table = RoutingTable()
+        self._passthrough = self._denied = NO_HOSTS
         self.body_limit = DEFAULT_BODY_LIMIT
         self.observe = False
         # A UI wants to show bodies; without one, streamed bodies are not kept.
@@ -81,7 +83,15 @@ class Router:
         )
         self._usage_refused.clear()
         self._usage_accepted.clear()
-        self.table = table
+        self.table = replace(table, passthrough=self._passthrough, denied=self._denied)
+
+    def guard(self, *, passthrough: Hosts, denied: Hosts) -> None:
+        """Set which hosts are exempt from the rules, and which are refused where none names them.
+
+        It holds for this table and those that follow.
+        """
+        self._passthrough, self._denied = passthrough, denied
+        self.table = replace(self.table, passthrough=passthrough, denied=denied)
 
     def decide(self, route: Route, request: ClientRequest) -> Decision:
         """Return the decision for a request to this route.
