@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pointsman.config.credentials import CredentialError, mask
+from pointsman.config.hosts import known_llm_hosts
 from pointsman.config.table import RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.routing import matching
@@ -67,7 +68,10 @@ class TargetStep:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The decision, step by step. `error` is what the client would be told instead."""
+    """The decision, step by step. `error` is what the client would be told instead.
+
+    `known_llm_host` is told of a host that is in no rule: whether `llm_unknown=deny` refuses it.
+    """
 
     request: str
     route: str | None
@@ -76,6 +80,7 @@ class Explanation:
     affinity: str | None = None
     targets: tuple[TargetStep, ...] = ()
     error: str | None = None
+    known_llm_host: bool | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return it as plain data, for JSON."""
@@ -135,7 +140,8 @@ def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
     said = f"{request.method} {request.scheme}://{request.host}{request.bare_path}"
     route = table.lookup(request.host)
     if route is None:
-        return Explanation(said, route=None)
+        known = request.host in known_llm_hosts()
+        return Explanation(said, route=None, known_llm_host=known)
     name = route.name or "none (the provider answers for its own host)"
     verdicts = list(matching.explain(route, request))
     steps = tuple(RuleStep(v.rule.name, v.matched, v.reason) for v in verdicts)
@@ -232,6 +238,9 @@ def show(explanation: Explanation, console: Console) -> None:
     line("bold", explanation.request)
     if explanation.route is None:
         line("yellow", "  the host is in no rule: passed on untouched, HTTPS undecrypted")
+        if explanation.known_llm_host:
+            what = "it is a known LLM host: with llm_unknown=deny it is refused instead"
+            line("yellow", f"  {what} (403; HTTPS is closed)")
         return
     line("", "  route", explanation.route)
     for step in explanation.rules:

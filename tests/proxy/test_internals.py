@@ -59,6 +59,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         (NextLayer.next_layer, ["self", "nextlayer"]),
         (clientplayback.ReplayHandler.__init__, ["self", "flow", "options"]),
         (clientplayback.MockServer.__init__, ["self", "flow", "context"]),
+        (NextLayer._get_client_hello, ["context", "data_client"]),
         (TlsConfig.tls_start_server, ["self", "tls_start"]),
     ],
 )
@@ -145,6 +146,13 @@ def test_connections_are_found_by_their_client_and_count_their_servers() -> None
     )
     assert "self.max_conns" in inspect.getsource(server.ConnectionHandler.__init__)
     assert "self.max_conns[" in inspect.getsource(server.ConnectionHandler.open_connection)
+
+
+def test_the_socket_of_a_client_is_found_when_its_connection_is_told_to_be_over() -> None:
+    assert "self.transports" in inspect.getsource(server.ConnectionHandler.__init__)
+    assert {field.name for field in dataclasses.fields(server.ConnectionIO)} >= {"writer"}
+    source = inspect.getsource(server.ConnectionHandler.handle_client)
+    assert source.index("asyncio.wait([handler])") < source.index("ClientDisconnectedHook")
 
 
 def test_an_option_that_the_user_has_not_set_is_told_from_one_that_was() -> None:

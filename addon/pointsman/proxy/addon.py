@@ -29,6 +29,7 @@ from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
+from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.exporting import Exporting
 from pointsman.proxy.layers import Layer
@@ -124,6 +125,8 @@ class Pointsman:
         if "llm_drain_timeout" in updated:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         self._configure_telemetry(updated)
+        if updated & {"llm_passthrough", "llm_unknown"}:
+            self.router.guard(**guarded_hosts(ctx.options.llm_passthrough, ctx.options.llm_unknown))
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
@@ -265,8 +268,11 @@ class Pointsman:
 
         def judge(context: Context, client_data: bytes, server_data: bytes) -> layer.Layer | None:
             await_more(context, client_data, server_data)
+            if refusing := refuse_tls(self.router, context, client_data):
+                return refusing
             chosen = choose(context, client_data, server_data)
-            return reconsider(self.router.table, context, client_data, chosen)
+            chosen = reconsider(self.router.table, context, client_data, chosen)
+            return refuse_raw(self.router, context, chosen)
 
         chooser._next_layer = judge  # type: ignore[method-assign,assignment] # noqa: SLF001
 
@@ -319,9 +325,9 @@ class Pointsman:
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        tuning.close_for_good(ctx.master, client)
 
     # --- what is kept -----------------------------------------------------------------------------
-
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         """Keep no history that no one can see."""
         if isinstance(ctx.master, DumpMaster) and flow.websocket:

@@ -19,6 +19,7 @@ from mitmproxy.net.http import url
 from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
 from pointsman.errors import (
+    HostNotAllowedError,
     InternalError,
     KeyMissingError,
     NoRouteError,
@@ -81,7 +82,7 @@ class RoutedRequest:
         refusal: RequestError | None = None,
     ) -> None:
         self.flow = flow
-        self._refusal = refusal  # it is ours, and has to be refused whatever the rules say
+        self.refusal = refusal  # it is ours, and has to be refused whatever the rules say
         self.decision: Decision | None = None
         self.call: Call | None = None
         self.answer: Answer | None = None
@@ -183,11 +184,13 @@ class RoutedRequest:
     def decide(self) -> RequestError | None:
         """Make the decision; return what the client has to be told instead, if so."""
         started = time.perf_counter()
-        if self._refusal is not None:
-            return self._refusal
+        if self.refusal is not None and self._unless_observing(self.refusal) is not None:
+            return self.refusal
         try:
             request = self.client_request()
             self.exchange.request_bytes = len(request.body.raw)
+            if self.refusal is not None:
+                return None
             self.exchange.client_model = name_of(request.model)
             self._decide(request)
         except RequestError as error:
@@ -206,8 +209,9 @@ class RoutedRequest:
         if self._passes_unread is None:
             self._body = StreamedBody()
             self._passes_unread = False
-            if self._refusal is not None:
-                return False
+            if self.refusal is not None:
+                self._passes_unread = self._unless_observing(self.refusal) is None
+                return self._passes_unread
             try:
                 decision = self._router.decide_unread(self._route, self.client_request())
                 if decision is not None:
@@ -239,7 +243,8 @@ class RoutedRequest:
 
     def _unless_observing(self, error: RequestError) -> RequestError | None:
         """Who only observes refuses nothing: what would have been refused is logged."""
-        if not (self._router.observe and isinstance(error, NoRouteError | NoTargetError)):
+        softened = NoRouteError | NoTargetError | HostNotAllowedError
+        if not (self._router.observe and isinstance(error, softened)):
             return error
         self.exchange.flag(error.flag)
         self.exchange.flag("OB")

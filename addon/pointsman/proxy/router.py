@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.keys import Keys, no_key
@@ -68,6 +69,7 @@ class Router:
 
     def __init__(self) -> None:
         self.table = RoutingTable()
+        self._passthrough = self._denied = NO_HOSTS
         self.body_limit = DEFAULT_BODY_LIMIT
         self.observe = False
         # A UI wants to show bodies; without one, streamed bodies are not kept.
@@ -102,7 +104,15 @@ class Router:
         self._usage_refused.clear()
         self._usage_accepted.clear()
         self.keys.forget()
-        self.table = table
+        self.table = replace(table, passthrough=self._passthrough, denied=self._denied)
+
+    def guard(self, *, passthrough: Hosts, denied: Hosts) -> None:
+        """Set which hosts are exempt from the rules, and which are refused where none names them.
+
+        It holds for this table and those that follow.
+        """
+        self._passthrough, self._denied = passthrough, denied
+        self.table = replace(self.table, passthrough=passthrough, denied=denied)
 
     def decide(self, route: Route, request: ClientRequest) -> Decision:
         """Return the decision for a request to this route.
