@@ -24,8 +24,9 @@ from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
 from pointsman.config.problems import did_you_mean
 from pointsman.locations import default_rules
-from pointsman.proxy import tuning
+from pointsman.proxy import contentviews, tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
+from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.options import DEFAULT_RULES, declare
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
@@ -55,6 +56,7 @@ class Pointsman:
         self._rules = Path(DEFAULT_RULES)
         self._instance = Instance()
         self._seen: object = None
+        self._keep_flows = KeepFlows()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -63,6 +65,7 @@ class Pointsman:
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
+        contentviews.register()
         self._mend_layer_choice()
         self._take_options()
 
@@ -106,6 +109,8 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if "llm_keep_flows" in updated:
+            self._keep_flows.bound(ctx.options.llm_keep_flows)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
@@ -127,7 +132,13 @@ class Pointsman:
             ctx.options.save_stream_file or ctx.options.hardump
         )
         if isinstance(ctx.master, DumpMaster):
+            # What is saved is looked at later.
+            self.router.keep_decisions |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
+        else:
+            self.router.keep_decisions = True
+            self._keep_flows.attach(ctx.master)
+            tuning.show_comments(ctx.options)
         tuning.redact_proxy_log()
         load_prices()
         self._watch()

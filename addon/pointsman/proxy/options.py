@@ -47,6 +47,15 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         False,
         "Decide and log where requests would go, and change nothing.",
     ),
+    (
+        "llm_keep_flows",
+        int,
+        2000,
+        (
+            "How many finished flows mitmweb and the console keep; the oldest go first, those that"
+            " you mark stay. 0: all. mitmdump keeps none."
+        ),
+    ),
 )
 
 
