@@ -11,6 +11,7 @@ from mitmproxy import contentviews, http
 from pointsman.protocols.api import Api, detect, named
 from pointsman.protocols.encoding import TooLarge, Undecodable, stream_decoder
 from pointsman.proxy.showing import CUT, WAY, is_ours
+from pointsman.proxy.tuning import describe
 from pointsman.viewing.bodies import (
     asks,
     guess,
@@ -35,6 +36,14 @@ class LLMContentview(contentviews.Contentview):
 
     def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
         """Return a body as text."""
+        try:
+            return self._shown(data, metadata)
+        except Exception as fault:  # noqa: BLE001 (bodies come from anyone)
+            # Its message may quote the body.
+            logger.error("the view LLM failed\n%s", describe(fault))  # noqa: TRY400
+            return "The view LLM failed on this body; choose another one, such as raw.\n"
+
+    def _shown(self, data: bytes, metadata: contentviews.Metadata) -> str:
         message, flow = metadata.http_message, metadata.flow
         data = _decoded(data, message)
         known = flow.metadata if flow else {}
@@ -55,8 +64,8 @@ class LLMContentview(contentviews.Contentview):
         """Tell how well the view fits."""
         try:
             return _CHOSEN if self._fits(data, metadata) else _UNFIT
-        except Exception:
-            logger.exception("the view LLM could not look at a body")
+        except Exception as fault:  # noqa: BLE001
+            logger.error("the view LLM could not look at a body\n%s", describe(fault))  # noqa: TRY400
             return _UNFIT
 
     def _fits(self, data: bytes, metadata: contentviews.Metadata) -> bool:

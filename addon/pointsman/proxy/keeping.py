@@ -20,6 +20,7 @@ class KeepFlows:
 
     def __init__(self) -> None:
         self._view: View | None = None
+        self._focused = False
         self._limit = 0
         self._begun: set[str] = set()  # what is loaded has not begun here
         self._finished: OrderedDict[str, None] = OrderedDict()  # ids, oldest first
@@ -27,6 +28,8 @@ class KeepFlows:
     def attach(self, master: Master) -> None:
         """Begin to bound this program's flows, if it shows any."""
         self._view = master.addons.get("view")
+        # mitmweb has a focus too, which no one sees: it stays on the first flow.
+        self._focused = type(master).__name__ == "ConsoleMaster"
         if self._view is not None:
             master.addons.add(self)
 
@@ -81,7 +84,8 @@ class KeepFlows:
         flow = view.get_by_id(identity)
         if flow is None or marked_by_person(flow):
             return
-        if flow.live or flow.intercepted or view.focus.flow is flow:
+        in_focus = self._focused and view.focus.flow is flow
+        if flow.live or flow.intercepted or in_focus:
             self._finished[identity] = None  # its turn comes again
         else:
             view.remove([flow])

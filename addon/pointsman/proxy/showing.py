@@ -26,13 +26,14 @@ from pointsman.viewing.texts import line
 
 logger = logging.getLogger(__name__)
 
-# mitmproxy's names of them, as filters want them: `~marker eyes`.
+# mitmproxy's names of them, as filters want them: `~marker hook`. They are signs that any font and
+# any terminal has, and none of the colours that mitmweb's own menu offers for marks.
 MARKERS: dict[Outcome, str] = {
     "routed": ":arrow_right:",
-    "failed-over": ":twisted_rightwards_arrows:",
-    "observed": ":eyes:",
-    "refused": ":no_entry:",
-    "failed": ":x:",
+    "failed-over": ":arrow_right_hook:",
+    "observed": ":information_source:",
+    "refused": ":heavy_multiplication_x:",
+    "failed": ":warning:",
 }
 WAY = "llm_way"
 CUT = "llm_cut"

@@ -80,7 +80,7 @@ def _source(block: dict[str, Any]) -> Node:
         case "url":
             what = media(kind, source.get("url"))
         case "file":
-            what = line(f"file {source.get('file_id')}")
+            what = line(f"id {source.get('file_id')}")
         case "text":
             return [line(kind or "text"), clip(str(source.get("data") or ""))]
         case _:

@@ -4,21 +4,20 @@ Anything may stand in a body: what can't be read as the API's is shown as what i
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pointsman.protocols.api import Api, named
 from pointsman.protocols.reader import Reader, mapping
 from pointsman.protocols.sse import Event, Parser
-from pointsman.protocols.usage import Usage
 from pointsman.viewing import anthropic_messages, gemini, openai_chat, openai_responses
 from pointsman.viewing.messages import Conversation, Message
 from pointsman.viewing.outline import Json, Node, outline
-from pointsman.viewing.route import Way, arrow, section
+from pointsman.viewing.route import Way, arrow, counts, section
 from pointsman.viewing.texts import clip, json_node, line, load, plain, size, top_level
 
 MAX_STREAM = 4 * 1024 * 1024  # bytes of a stream that are put together again
-_MOST_LINES = 60_000
+_MOST_LINES = 100_000
 _TAIL = 64 * 1024  # bytes of its end, where the usage stands; lines there may be many, too
 _MOST_FIELDS = 50
 _SNIFFED = 4096
@@ -82,7 +81,7 @@ _VIEWS = {
 }
 _ERRORS = frozenset({"error", "detail", "message"})
 # Of a body whose API no path tells: the first of them that has a member of its own.
-_GUESSES = ("openai-chat", "gemini", "openai-responses", "openai-completions", "anthropic-messages")
+_GUESSES = ("openai-chat", "gemini", "openai-completions", "openai-responses", "anthropic-messages")
 
 
 # --- whose body it is -----------------------------------------------------------------------------
@@ -197,25 +196,23 @@ def show_answer(
         body = view.fold(events)
         told["stream"] = _stream(events, end, len(data), reader)
     else:
-        reader, body = _read(api, data), _whole(api, data)
+        reader, body = _read(api, data), load(data)
+        if api.name == "gemini" and data[:_SNIFFED].lstrip()[:1] == b"[":
+            whole, body = isinstance(body, list), _chunks(body, data)
+            told["stream"] = f"{len(body):,} objects" + ("" if whole else ", cut short")
+            body = gemini.merge(body)
     if not isinstance(body, dict):
         return outline(told | _unread(data, body))
-    return outline(told | _answer(view, body, reader, event_stream=event_stream))
+    return outline(told | _answer(view, body, reader, way, event_stream=event_stream))
 
 
-def _whole(api: Api, data: bytes) -> Any:
-    body = load(data)
-    if api.name != "gemini":
-        return body
-    if isinstance(body, list):
-        return gemini.merge(body)
-    if body is None and data[:_SNIFFED].lstrip()[:1] == b"[":
-        return gemini.merge(gemini.array(data[:MAX_STREAM]))
-    return body
+def _chunks(body: Any, data: bytes) -> list[Any]:
+    """Return the objects of a stream that is one JSON array; of a broken one, the whole ones."""
+    return body if isinstance(body, list) else gemini.array(data[:MAX_STREAM])
 
 
 def _answer(
-    view: _View, body: dict[str, Any], reader: Reader, *, event_stream: bool
+    view: _View, body: dict[str, Any], reader: Reader, way: Way | None, *, event_stream: bool
 ) -> dict[str, Node]:
     told: dict[str, Node] = {}
     model = reader.model or body.get("model")
@@ -226,10 +223,14 @@ def _answer(
     messages = _joined(view.answer(body))
     if messages:
         told["answer"] = [_ended(message, several=len(messages) > 1) for message in messages]
-    if reader.finish_reason:
-        told["finish"] = line(reader.finish_reason)
-    if reader.usage:
-        told["usage"] = _usage(reader.usage)
+    # What the proxy has asked for on its own account it took out again: then the record has it.
+    finish = reader.finish_reason or (way.finish_reason if way else None)
+    if finish and not (len(messages) > 1 and any(message.finish for message in messages)):
+        told["finish"] = line(finish)
+    if usage := counts(reader.usage) if reader.usage else way and dict(way.usage):
+        told["usage"] = dict(usage)
+    if way and way.cost_usd is not None:
+        told["cost"] = f"${way.cost_usd:.6f}"
     if error := body.get("error"):
         told["error"] = _error(error)
     elif not messages:
@@ -252,14 +253,6 @@ def _joined(messages: Sequence[Message]) -> list[Message]:
 def _ended(message: Message, *, several: bool) -> Node:
     ended = several and message.finish  # of one alone it stands below
     return message.fields() | ({"finish": line(message.finish or "")} if ended else {})
-
-
-def _usage(usage: Usage) -> dict[str, Node]:
-    return {
-        name.removesuffix("_tokens").replace("_", " "): count
-        for name, count in asdict(usage).items()
-        if count is not None
-    }
 
 
 def _error(error: Any) -> Node:

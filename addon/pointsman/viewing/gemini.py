@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -137,24 +138,31 @@ def merge(chunks: Iterable[Any]) -> dict[str, Any]:
     return whole
 
 
-def _append(kept: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
-    """Add parts; a text's pieces are gathered in a list, to be joined once."""
+@dataclass(slots=True)
+class _Text:
+    """A text on its way."""
+
+    pieces: list[str]
+    thought: bool
+
+
+def _append(kept: list[dict[str, Any] | _Text], parts: list[dict[str, Any]]) -> None:
+    """Add parts; a text's pieces are gathered, to be joined once."""
     for part in parts:
-        said = part.get("text")
+        said, thought = part.get("text"), part.get("thought") is True
+        last = kept[-1] if kept else None
         if not isinstance(said, str):
             kept.append(part)
-            continue
-        thought = part.get("thought") is True
-        last = kept[-1] if kept else {}
-        if isinstance(last.get("text"), list) and last.get("thought") is thought:
-            last["text"].append(said)
+        elif isinstance(last, _Text) and last.thought is thought:
+            last.pieces.append(said)
         else:
-            kept.append({"text": [said], "thought": thought})
+            kept.append(_Text([said], thought))
 
 
-def _joined(part: dict[str, Any]) -> dict[str, Any]:
-    said = part.get("text")
-    return {**part, "text": "".join(said)} if isinstance(said, list) else part
+def _joined(part: dict[str, Any] | _Text) -> dict[str, Any]:
+    if isinstance(part, _Text):
+        return {"text": "".join(part.pieces), "thought": part.thought}
+    return part
 
 
 def array(data: bytes) -> list[Any]:

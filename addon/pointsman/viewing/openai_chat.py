@@ -75,7 +75,7 @@ def part(fields: dict[str, Any]) -> Node:  # noqa: PLR0911  one a kind
             place = fields.get("image_url", fields.get("video_url"))
             where = place.get("url") if isinstance(place, dict) else place
             what = "video" if kind == "video_url" else "image"
-            return {what: media(None, where) if where else line(f"file {fields.get('file_id')}")}
+            return {what: media(None, where) if where else line(f"id {fields.get('file_id')}")}
         case "input_audio":
             audio = mapping(fields.get("input_audio"))
             return {"audio": media(f"audio/{audio.get('format')}", audio.get("data"))}
@@ -97,7 +97,7 @@ def _thought(thinking: Any) -> Node:
 def _file(fields: dict[str, Any]) -> str:
     named = text(fields.get("filename"))
     data = text(fields.get("file_data")) or text(fields.get("file_url"))
-    what = media(None, data) if data else f"file {fields.get('file_id')}"
+    what = media(None, data) if data else f"id {fields.get('file_id')}"
     return line(f"{named}, {what}" if named else what)
 
 
@@ -166,9 +166,13 @@ def embedding_answer(body: dict[str, Any]) -> list[Message]:
     vectors = objects(body.get("data"))
     if not vectors:
         return []
-    first = vectors[0].get("embedding")
-    # Four bytes a number, in base64.
-    dimensions = len(first) * 3 // 16 if isinstance(first, str) else len(first or ())
+    match vectors[0].get("embedding"):
+        case str(coded):
+            dimensions = len(coded) * 3 // 16  # four bytes a number, in base64
+        case list(numbers):
+            dimensions = len(numbers)
+        case _:
+            dimensions = 0
     many = "1 vector" if len(vectors) == 1 else f"{len(vectors):,} vectors"
     return [Message("embeddings", [f"{many} of {dimensions:,} dimensions"])]
 

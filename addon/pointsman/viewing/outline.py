@@ -2,25 +2,27 @@
 
 The UIs highlight YAML, and it is easy on the eye. A YAML library would write a prompt with a
 trailing space or an emoji as one escaped line; this writes every text of more than a line as a
-block. What comes out can still be parsed (a test does), apart from these liberties: numbers and
-`true` inside texts are not quoted, and characters that no terminal can show become U+FFFD.
+block. What comes out can be parsed (a test does), with these liberties: lines that are too long are
+broken, trailing space is left out, and what no terminal can show becomes U+FFFD.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 MAX_OUTPUT = 400_000  # characters
-_ONE_LINE = 100  # characters of a text that may stand behind its name
+_COLUMNS = 92  # where long lines are broken: mitmweb does not, and half its window has these
+_NARROWEST = 40
 
 type Node = str | int | float | bool | Json | Mapping[str, Node] | Sequence[Node]
 
 
 @dataclass(frozen=True, slots=True)
 class Json:
-    """A value that is shown as the JSON that it is: in a line where it is short, else indented."""
+    """A JSON value: in a line and as JSON where it is short, else as an outline of its own."""
 
     value: Any
 
@@ -32,8 +34,17 @@ _UNSHOWABLE = re.compile(
 )
 _LINE_END = re.compile("\r\n|[\r\x85\u2028\u2029]")
 # What begins with another character, or has `: ` or ` #` in it, means something else in YAML.
-_PLAIN = re.compile(r"[^\s\-?:,\[\]{}#&*!|>'\"%@`=<~](?:[^\n:#]|:(?=[^\s])|(?<=\S)#)*\Z")
+_PLAIN = re.compile(r"[^\s\-?:,\[\]{}#&*!|>'\"%@`=<~](?:[^\n\t:#]|:(?=[^\s])|(?<=\S)#)*\Z")
 _PLAIN_KEY = re.compile(r"[^\s\-?:,\[\]{}#&*!|>'\"%@`=<~][^\n:#\"]*\Z")
+_ESCAPED = re.compile(r"\t|\\[nrt]")  # a text with lines or tabs in it is read better as a block
+_QUOTABLE = re.compile(r'[^"\\\t]+\Z')
+# What would be read as a number, a date, or a word with a meaning.
+_TYPED = re.compile(
+    r"[-+.]?\d[\d_.:eExXoOTZ+ -]*\Z|(?:true|false|yes|no|on|off|null|nan)\Z", re.IGNORECASE
+)
+_WIDE = re.compile(
+    "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]"
+)
 _MAX_KEY = 120
 
 
@@ -91,8 +102,12 @@ def _text(prefix: str, text: str, indent: str) -> Iterator[str]:
     text = text.rstrip()
     if not text:
         yield f'{prefix} ""'
-    elif len(text) <= _ONE_LINE and _PLAIN.match(text) and not text.endswith(":"):
+    elif len(prefix) + 1 + len(text) > _COLUMNS or "\n" in text:
+        yield from _block(prefix, text, indent)
+    elif _PLAIN.match(text) and not _TYPED.match(text):
         yield f"{prefix} {text}"
+    elif _QUOTABLE.match(text):
+        yield f'{prefix} "{text}"'
     else:
         yield from _block(prefix, text, indent)
 
@@ -100,21 +115,71 @@ def _text(prefix: str, text: str, indent: str) -> Iterator[str]:
 def _block(prefix: str, text: str, indent: str) -> Iterator[str]:
     # The digit tells how far the block is indented, where its own first line begins with a space.
     yield f"{prefix} |2" if text[0].isspace() else f"{prefix} |"
+    width = max(_COLUMNS - len(indent), _NARROWEST)
     for line in text.split("\n"):
-        yield f"{indent}{line}" if line.strip() else ""
+        for piece in _broken(line.rstrip(), width):
+            yield f"{indent}{piece}" if piece else ""
+
+
+def _broken(line: str, width: int) -> Iterator[str]:
+    """Break a line that is too long: at a space, or where there is none."""
+    if len(line) > width // 2 and _WIDE.search(line):
+        width //= 2
+    while len(line) > width:
+        at = line.rfind(" ", len(line) - len(line.lstrip()) + 1, width + 1)
+        at = at if at > 0 else width
+        yield line[:at].rstrip()
+        line = line[at:].lstrip()
+    yield line
 
 
 def _json(prefix: str, value: Any, indent: str) -> Iterator[str]:
-    line = json.dumps(value, ensure_ascii=False)
-    # A plain text inside JSON has its quotes, which YAML reads alike; the rest is its subset.
-    if len(line) <= _ONE_LINE and line == shown(line) and "\t" not in line:
-        yield f"{prefix} {line}"
-    else:
-        yield from _block(prefix, shown(json.dumps(value, ensure_ascii=False, indent=2)), indent)
+    space = _COLUMNS - len(prefix) - 1
+    if _left(value, space) >= 0:
+        line = json.dumps(value, ensure_ascii=False)
+        if len(line) <= space and line == shown(line) and not _ESCAPED.search(line):
+            yield f"{prefix} {line}"  # YAML reads JSON
+            return
+    yield from _entry(prefix, _node(value), indent[:-2])
+
+
+def _left(value: Any, space: int) -> int:
+    """Return how much space a JSON value leaves at the most; less than 0: it does not fit."""
+    match value:
+        case str():
+            return space - len(value)
+        case dict():
+            items: Iterable[Any] = chain.from_iterable(value.items())
+        case list():
+            items = value
+        case _:
+            return space - 1
+    for item in items:
+        space = _left(item, space - 1)
+        if space < 0:
+            break
+    return space
+
+
+def _node(value: Any) -> Node:
+    """Return a JSON value as a node; its parts are JSON again, in a line where they are short."""
+    match value:
+        case str():
+            return value
+        case dict() if value:
+            return {str(name): _part(item) for name, item in value.items()}
+        case list() if value:
+            return [_part(item) for item in value]
+        case _:
+            return json.dumps(value)
+
+
+def _part(value: Any) -> Node:
+    return value if isinstance(value, str) else Json(value)
 
 
 def _key(name: str) -> str:
-    name = shown(name[:_MAX_KEY]).replace("\n", " ").strip()
-    if _PLAIN_KEY.match(name):
+    name = " ".join(shown(name[:_MAX_KEY]).split())
+    if _PLAIN_KEY.match(name) and not _TYPED.match(name):
         return name
     return json.dumps(name, ensure_ascii=False)

@@ -6,10 +6,12 @@ shape is shown as nothing. It holds no key, no prompt and no answer.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import msgspec
 
+from pointsman.protocols.usage import Usage
 from pointsman.routing.changes import BodyChange, Change
 from pointsman.telemetry.exchange import Attempt, Exchange, milliseconds, summary
 from pointsman.viewing.outline import Node
@@ -75,6 +77,9 @@ class Way(msgspec.Struct, frozen=True, omit_defaults=True):
     place: list[Difference] = []
     headers: list[Difference] = []
     body: list[Difference] = []
+    finish_reason: str | None = None
+    usage: dict[str, int] = {}
+    cost_usd: float | None = None
     first_token_ms: float | None = None
     overhead_ms: float | None = None
 
@@ -124,11 +129,23 @@ def way_of(
         place=[Difference(c.what, c.before, c.after) for c in place],
         headers=[Difference(c.what, c.before, c.after) for c in headers],
         body=[Difference(c.field, c.before, c.after) for c in body],
+        finish_reason=exchange.finish_reason,
+        usage=counts(exchange.usage) if exchange.usage else {},
+        cost_usd=exchange.cost_usd,
         first_token_ms=milliseconds(exchange.started, exchange.first_token),
         overhead_ms=round(exchange.overhead * 1000, 3),
     )
     data: dict[str, Any] = msgspec.to_builtins(way)
     return data
+
+
+def counts(usage: Usage) -> dict[str, int]:
+    """Return the token counts that are known, by their names without `_tokens`."""
+    return {
+        name.removesuffix("_tokens").replace("_", " "): count
+        for name, count in asdict(usage).items()
+        if count is not None
+    }
 
 
 def _try(attempt: Attempt) -> Try:
@@ -181,7 +198,9 @@ def _draw(way: Way) -> str:
         for one in way.shares
     ]
     if way.draw is None:
-        return line(f"none, an affinity chose; {', '.join(shares)}") if way.shares else ""
+        return line(f"none, an affinity chose; {', '.join(shares)}") if way.order else ""
+    if all(one.share == 1 for one in way.shares):
+        return ""  # there was nothing to choose
     return line(f"{way.draw:.4f} among {', '.join(shares)}")
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -13,11 +14,13 @@ MAX_TEXT = 20_000  # characters shown of one text
 _MAX_JSON = 4000
 _MOST_ITEMS = 200  # messages, or parts of a message, that are shown …
 _FIRST_ITEMS = 20  # … of which so many are the first; the rest are the last
+_MOST_PARTS = 2000  # of one JSON value
+_DEEPEST = 40
 _MAX_LINE = 200
 _KILO = 1000
 
 # So long a run is no word of any language: an image, a signature, an encrypted thought, a key.
-_ENCODED = re.compile(r"[A-Za-z0-9+/_=-]{200,}")
+_ENCODED = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{200,}")  # tried once for each run
 _ENCODED_SHOWN = 16
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[^,;]{0,100}){0,5}),", re.ASCII)
 _MAX_HEAD = 1000  # characters of a data URL before its data
@@ -79,8 +82,6 @@ def line(text: str, limit: int = _MAX_LINE) -> str:
 
 def clip(text: str, limit: int = MAX_TEXT) -> str:
     """Return a text cut in its middle to `limit` characters, its encoded data told by size."""
-    if len(text) > 4 * limit:  # what is looked through is bounded too
-        text = _cut(text, 4 * limit)
     text = _ENCODED.sub(_encoded, text)
     return _cut(text, limit) if len(text) > limit else text
 
@@ -97,26 +98,28 @@ def _encoded(found: re.Match[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON value whose long texts are cut as `clip` does, and its long lists as well."""
-    return _plain(value, 0)
+    """Return a JSON value cut to what a person reads: texts, lists, depth, and the whole."""
+    return _Cutter().cut(value, 0)
 
 
-_DEEPEST = 40
+class _Cutter:
+    """Cuts one value; what it lets pass is counted."""
 
+    def __init__(self) -> None:
+        self._left = _MOST_PARTS
 
-def _plain(value: Any, depth: int) -> Any:
-    if isinstance(value, str):
-        return clip(value, _MAX_JSON)
-    if depth > _DEEPEST and isinstance(value, dict | list):
-        return "…"
-    if isinstance(value, dict):
-        kept = dict(list(value.items())[:_MOST_ITEMS])
-        shown = {line(str(name)): _plain(item, depth + 1) for name, item in kept.items()}
-        return shown | _more(len(value) - len(kept))
-    if isinstance(value, list):
-        items = [_plain(item, depth + 1) for item in value[:_MOST_ITEMS]]
-        return items + list(_more(len(value) - len(items)))
-    return value
+    def cut(self, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return clip(value, _MAX_JSON)
+        if not isinstance(value, dict | list):
+            return value
+        kept = min(len(value), _MOST_ITEMS, self._left) if depth < _DEEPEST else 0
+        self._left -= kept
+        more = _more(len(value) - kept)
+        if isinstance(value, list):
+            return [self.cut(item, depth + 1) for item in value[:kept]] + list(more)
+        items = islice(value.items(), kept)
+        return {line(str(name)): self.cut(item, depth + 1) for name, item in items} | more
 
 
 def _more(count: int) -> dict[str, Any]:
