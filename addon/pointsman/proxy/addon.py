@@ -26,12 +26,13 @@ from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, l
 from pointsman.config.problems import Problem, did_you_mean
 from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
-from pointsman.proxy import tuning
+from pointsman.proxy import contentviews, tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.exporting import Exporting
+from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -68,6 +69,7 @@ class Pointsman:
         self._rules = Path(DEFAULT_RULES)
         self._instance = Instance()
         self._seen: object = None
+        self._keep_flows = KeepFlows()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -76,6 +78,7 @@ class Pointsman:
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
+        contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
         self._take_options()
@@ -138,6 +141,8 @@ class Pointsman:
             )
 
     def _configure_telemetry(self, updated: set[str]) -> None:
+        if "llm_keep_flows" in updated:
+            self._keep_flows.bound(ctx.options.llm_keep_flows)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
         if "llm_metrics" in updated:
@@ -156,9 +161,14 @@ class Pointsman:
             ctx.options.save_stream_file or ctx.options.hardump
         )
         if isinstance(ctx.master, DumpMaster):
+            # What is saved is looked at later.
+            self.router.keep_ways |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
         else:
             self.router.own_keys = OwnKeys()
+            self.router.keep_ways = True
+            self._keep_flows.attach(ctx.master)
+            tuning.show_comments(ctx.options)
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()

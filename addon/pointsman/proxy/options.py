@@ -105,6 +105,15 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "pass",
         "What is done with known LLM hosts that no rule names: pass, or deny (403, TLS closed).",
     ),
+    (
+        "llm_keep_flows",
+        int,
+        2000,
+        (
+            "How many finished flows mitmweb and the console keep; the oldest go first, those that"
+            " you mark stay. 0: all. mitmdump keeps none."
+        ),
+    ),
 )
 
 

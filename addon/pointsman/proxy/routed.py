@@ -7,7 +7,6 @@ the client's own, which is masked on the flow and kept aside.
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,18 +33,19 @@ from pointsman.proxy.keys import no_key
 from pointsman.proxy.own_keys import Masked
 from pointsman.proxy.router import Decision, Router
 from pointsman.proxy.shaping import Shaper
+from pointsman.proxy.showing import Showing
+from pointsman.routing.masking import mask_protocols, mask_query
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
 from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
 from pointsman.routing.rewriting import (
     CREDENTIAL_HEADERS,
     Outgoing,
     forward,
-    is_credential_parameter,
     rewrite,
     without_hop_by_hop,
 )
 from pointsman.telemetry.chunks import ChunkTimes
-from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of, summary
+from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class RoutedRequest:
         if router.tracing is not None:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
+        self._showing = Showing(flow, full=router.keep_ways)
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -312,6 +313,8 @@ class RoutedRequest:
         )
         exchange.attempts.append(attempt)
         self.call = Call(target, self._traced(outgoing, attempt), attempt)
+        self._showing.rewritten(request, outgoing)
+        self._show()
         return self.call
 
     def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
@@ -676,6 +679,7 @@ class RoutedRequest:
             self._router.health.abandoned(self.decision.target, time.monotonic())
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
+            self._keep,
             self._show,
             partial(self._emit, now),
         ]
@@ -699,18 +703,17 @@ class RoutedRequest:
         self.answer.account(exchange, self.call.attempt.provider_host, source)
 
     def _show(self) -> None:
-        """Put the decision on the flow, for the lists and filters of the UIs."""
-        exchange = self.exchange
-        self.flow.comment = summary(exchange)
-        shown = {
-            "llm_route": exchange.route,
-            "llm_rule": exchange.rule,
-            "llm_provider": exchange.provider,
-            "llm_model": exchange.request_model,
-            "llm_flags": " ".join(exchange.flags),
-            "llm_error": exchange.error,
-        }
-        self.flow.metadata.update({name: value for name, value in shown.items() if value})
+        self._showing.update(self.exchange, self.decision)
+
+    def _keep(self) -> None:
+        """Leave on the flow what came of an answer that did not come to its end."""
+        response = self.flow.response
+        if response is None or not self._router.keep_bodies:
+            return
+        if self.kept and response.raw_content is None:
+            response.raw_content = bytes(self.kept)
+        if response.stream and len(self.kept) < self.exchange.response_bytes:
+            self._showing.cut(self.exchange.response_bytes)
 
 
 def _public(reason: str) -> str:
@@ -724,23 +727,3 @@ def _request_id(sent: str | None, own: str) -> str:
     if sent and len(sent) <= _MAX_REQUEST_ID and sent.isascii() and sent.isprintable():
         return sent
     return own
-
-
-# How OpenAI's clients in a browser, which can't set headers, give their key to a WebSocket.
-_PROTOCOL_KEY = re.compile(rb"(openai-insecure-api-key\.)[^,\s]+")
-
-
-def mask_protocols(value: bytes) -> bytes:
-    """Return a Sec-WebSocket-Protocol that shows no key; the same object if it has none."""
-    return _PROTOCOL_KEY.sub(rb"\1***", value) if _PROTOCOL_KEY.search(value) else value
-
-
-def mask_query(path: str) -> str:
-    """Return a path whose query shows no key."""
-    bare, mark, query = path.partition("?")
-    parts = []
-    for part in query.split("&"):
-        name, equals, value = part.partition("=")
-        secret = equals and is_credential_parameter(name)
-        parts.append(f"{name}={mask(value)}" if secret else part)
-    return f"{bare}{mark}{'&'.join(parts)}"

@@ -76,7 +76,8 @@ class Router:
         self.keep_bodies = False
         # A UI can replay what it shows; there is one where this is set.
         self.own_keys: OwnKeys | None = None
-        # A UI and the page show how each decision came about.
+        # A UI and saved flows show the way of each request; the page shows its decision alone.
+        self.keep_ways = False
         self.keep_decisions = False
         # Clients are asked to come again by another connection.
         self.draining = False
@@ -194,7 +195,7 @@ class Router:
         self, route: Route, request: ClientRequest, decision: Decision | None
     ) -> DecisionRecord | None:
         """Return how a decision (None: there is none) came about, where something shows it."""
-        if not self.keep_decisions:
+        if not (self.keep_decisions or self.keep_ways):
             return None
         rules = tuple(
             RuleVerdict(verdict.rule.name, verdict.matched, verdict.reason)

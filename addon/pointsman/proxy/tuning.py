@@ -53,6 +53,15 @@ def is_set(options: Options, name: str) -> bool:
     return value is not optmanager.unset
 
 
+def show_comments(options: Options) -> None:
+    """Show mitmweb's column of comments, where the decision stands, unless the user chose columns.
+
+    No other program has the option.
+    """
+    if "web_columns" in options:
+        set_default(options, "web_columns", [*options.web_columns, "comment"])
+
+
 def remove_idle_addons(master: DumpMaster) -> None:
     """Remove the default addons whose feature is off."""
     for name, needed in _NEEDED.items():
