@@ -155,9 +155,9 @@ class Endpoint:
         }
 
     def _now_of(self, target: Target) -> dict[str, Any]:
-        credential = target.config.credential if target.config else None
+        key = show_key(target.config.credential if target.config else None)
         state = self._router.health.state(target, time.monotonic())
-        return {"state": state, **show_key(credential)}
+        return {"state": "no key" if "keyProblem" in key else state, **key}
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
