@@ -8,11 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pointsman.demo.provider import Reply
 from tests.e2e.conftest import StartProxy
 from tests.e2e.harness import (
     LOOPBACK,
     Far,
     Json,
+    Proxy,
+    assert_entry,
     chat,
     closed_port,
     eventually,
@@ -104,6 +107,36 @@ def test_a_request_under_way_at_the_end_has_its_line(
     assert json.loads(line)["status"] == 200
 
 
+@pytest.mark.parametrize(
+    ("verb", "sse"), [("generateContent", False), ("streamGenerateContent", True)]
+)
+def test_geminis_model_and_stream_are_read_from_its_path(
+    pointsman: Proxy, accounted: Far, verb: str, sse: bool
+) -> None:
+    answer = {
+        "candidates": [{"content": {"parts": [{"text": "Green."}]}, "finishReason": "STOP"}],
+        "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2},
+        "modelVersion": "gemini-2.5-pro-001",
+    }
+    data = json.dumps(answer).encode()
+    kind = "text/event-stream" if sse else "application/json"
+    reply = Reply(200, [("content-type", kind)], b"data: %b\n\n" % data if sse else data)
+    accounted.provider.replies.append(reply)
+    path = f"/v1beta/models/gemini-2.5-pro:{verb}"
+    with pointsman.client() as client:
+        url = f"https://{accounted.provider.host}{path}{'?alt=sse' if sse else ''}"
+        assert client.post(url, json={"contents": []}).status_code == 200
+    assert_entry(
+        pointsman.entry(),
+        path=path,
+        client_model="gemini-2.5-pro",
+        request_model="gemini-2.5-pro",
+        response_model="gemini-2.5-pro-001",
+        stream=sse,
+        request_prompt_tokens=3,
+    )
+
+
 def test_labels_name_the_workload(start_proxy: StartProxy, openai: Far, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     labels.write_text('app="shop"\ntier="web"\n', encoding="utf-8")
@@ -114,3 +147,15 @@ def test_labels_name_the_workload(start_proxy: StartProxy, openai: Far, tmp_path
         assert client.post(CHAT, json=chat(model="m")).status_code == 200
     entry = proxy.entry()
     assert (entry["workload"], entry["namespace"]) == ("shop", "prod")
+
+
+def test_a_model_that_is_no_name_does_not_fill_the_log(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path
+) -> None:
+    proxy = start_proxy(write_rules(tmp_path / "rules", openai.manifest()))
+    with proxy.client() as client:
+        client.post(CHAT, json=chat(model="m" * 1_000_000))
+    (call,) = openai.calls(1)
+    assert len(json.loads(call.body)["model"]) == 1_000_000
+    entry = proxy.entry()
+    assert entry["client_model"] == entry["request_model"] == "m" * 256 + "…"

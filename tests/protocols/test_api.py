@@ -1,6 +1,6 @@
 import pytest
 
-from pointsman.protocols import detect
+from pointsman.protocols import detect, model_in_path, streams_by_path
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,30 @@ def test_filter_usage_is_ignored_where_there_is_nothing_to_filter() -> None:
         assert api is not None
         reader = api.reader(event_stream=event_stream, filter_usage=True)
         assert reader.feed(event) == event
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "stream"),
+    [
+        ("/v1beta/models/gemini-2.5-pro:generateContent", "gemini-2.5-pro", False),
+        ("/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse", "gemini-2.5-pro", True),
+        ("/v1beta/models/gemini-embedding-001:embedContent/", "gemini-embedding-001", False),
+        ("/v1beta/models/gemini-2.5-pro:countTokens?key=a/b:c", "gemini-2.5-pro", False),
+        (
+            "/v1/projects/p/locations/l/publishers/google/models/gemini-2.5-pro:streamGenerateContent",
+            "gemini-2.5-pro",
+            True,
+        ),
+        ("/v1beta/models/my%20model:generateContent", "my model", False),
+        ("/v1beta/models/gemini-2.5-pro", None, False),
+        ("/v1/models", None, False),
+        ("/v1/models/a/b:generateContent", None, False),
+        ("/v1/chat/completions", None, False),
+        ("/v1/files?next=/models/m:streamGenerateContent", None, False),
+    ],
+)
+def test_geminis_paths_tell_the_model_and_whether_to_stream(
+    path: str, model: str | None, stream: bool
+) -> None:
+    assert model_in_path(path) == model
+    assert streams_by_path(path) is stream

@@ -242,6 +242,8 @@ class TestUsage:
 class Request:
     """A request under way that closes itself, as real ones do."""
 
+    streaming = False
+
     def __init__(self, router: Router, client: str) -> None:
         self.router, self.client, self.abandoned = router, client, 0
         router.opened(client, self)

@@ -205,6 +205,12 @@ class TestModel:
     def test_a_body_without_a_model_has_none(self, raw: bytes) -> None:
         assert request(raw=raw).model is None
 
+    def test_a_model_in_the_path_is_what_is_asked_for(self) -> None:
+        path = "/v1beta/models/gemini-2.5-pro:generateContent?key=k"
+        asked = replace(request(raw=b'{"model":"models/other"}'), path=path)
+        assert asked.model == "gemini-2.5-pro"
+        assert replace(asked, method="GET").model is None
+
     def test_only_a_post_has_a_model(self) -> None:
         assert request(raw=b'{"model":"m"}', method="PUT").model is None
 

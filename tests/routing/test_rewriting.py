@@ -556,3 +556,16 @@ class TestAnswerHeaders:
     def test_the_framing_stays(self, connection: bytes) -> None:
         framing = (b"Transfer-Encoding", b"chunked")
         assert without_hop_by_hop([(b"connection", connection), framing]) == (framing,)
+
+
+@pytest.mark.parametrize("body", [Body(b'{"contents":[]}', limit=100), StreamedBody()])
+@pytest.mark.parametrize("to", [target(), ACCOUNTING])
+@pytest.mark.parametrize(
+    ("verb", "streams"), [("generateContent", False), ("streamGenerateContent", True)]
+)
+def test_geminis_path_tells_the_model_and_the_stream(
+    to: Target, body: Body, verb: str, streams: bool
+) -> None:
+    asked = replace(CHAT, path=f"/v1beta/models/gemini-2.5-pro:{verb}?alt=sse", body=body)
+    outgoing = rewrite(to, asked)
+    assert (outgoing.model, outgoing.stream) == ("gemini-2.5-pro", streams)

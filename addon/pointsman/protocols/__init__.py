@@ -3,7 +3,7 @@
 Pure: no mitmproxy, no clock, no I/O, and nothing of the content is kept or logged.
 """
 
-from pointsman.protocols.api import Api, detect
+from pointsman.protocols.api import Api, detect, model_in_path, streams_by_path
 from pointsman.protocols.encoding import (
     SUPPORTED,
     Decoder,
@@ -25,5 +25,7 @@ __all__ = [
     "Usage",
     "decode_body",
     "detect",
+    "model_in_path",
     "stream_decoder",
+    "streams_by_path",
 ]

@@ -1,6 +1,8 @@
 """Which API a request speaks, by the shape of its path: the same for every provider."""
 
+import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from pointsman.protocols.anthropic_messages import MessagesReader
 from pointsman.protocols.gemini import GeminiReader
@@ -49,3 +51,20 @@ def detect(method: str, path: str) -> Api | None:
         return None
     path = path.partition("?")[0].rstrip("/")
     return next((api for end, api in _BY_PATH_END.items() if path.endswith(end)), None)
+
+
+# Gemini's path names the model and tells whether to stream: `/v1beta/models/NAME:generateContent`,
+# on Vertex AI with `projects/…/publishers/google` before `models`.
+_MODEL_IN_PATH = re.compile(r"/models/(?P<model>[^/:?]+):[A-Za-z]+\Z")
+_STREAMING_END = ":streamGenerateContent"
+
+
+def model_in_path(path: str) -> str | None:
+    """Return the model that a path names, as Gemini's do; None where it is left to the body."""
+    found = _MODEL_IN_PATH.search(path.partition("?")[0].rstrip("/"))
+    return unquote(found["model"]) if found else None
+
+
+def streams_by_path(path: str) -> bool:
+    """Tell whether the path asks for a stream, as Gemini's do."""
+    return path.partition("?")[0].rstrip("/").endswith(_STREAMING_END)

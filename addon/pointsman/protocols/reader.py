@@ -26,6 +26,7 @@ class Reader:
         content_started: Real content was seen: text, a tool call, reasoning, a refusal.
         failed: The response carries an error.
         complete: The end marker was seen, or the JSON body was parsed.
+        later_events: How many events with data have followed the first with content.
         fault: A bug of ours that reading an event ran into, for the log. The client loses nothing.
     """
 
@@ -37,6 +38,7 @@ class Reader:
         self.content_started = False
         self.failed = False
         self.complete = False
+        self.later_events = 0
         self.fault: Exception | None = None
         self._parser = sse.Parser()
         self._body: bytearray | None = bytearray()
@@ -70,6 +72,7 @@ class Reader:
             if event.data == b"[DONE]":
                 self.complete = True
             elif event.data:
+                self.later_events += self.content_started
                 self.failed = self.failed or event.event == "error"
                 self._guarded_read(event.data)
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
-from pointsman.config.problems import did_you_mean
+from pointsman.config.problems import Problem, did_you_mean
 from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
 from pointsman.proxy import tuning
@@ -30,9 +31,12 @@ from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.layers import Layer
+from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
+from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
 from pointsman.proxy.reload import watch_rules
+from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.upstream_tls import start_tls
 from pointsman.telemetry.access_log import AccessLog
@@ -53,6 +57,7 @@ class Pointsman:
         self.router = Router()
         self.drain = Drain(self.router)
         self.endpoint = Endpoint(self.router, self.drain)
+        self._measuring = Measuring(self.router)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -69,6 +74,7 @@ class Pointsman:
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
         self._mend_layer_choice()
+        carry_replays(self.router)
         self._take_options()
 
     def _take_options(self) -> None:
@@ -117,6 +123,8 @@ class Pointsman:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
+        if "llm_metrics" in updated:
+            self._measuring.switch(on=ctx.options.llm_metrics)
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
@@ -137,10 +145,13 @@ class Pointsman:
         )
         if isinstance(ctx.master, DumpMaster):
             tuning.slim_down(ctx.master)
+        else:
+            self.router.own_keys = OwnKeys()
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
         self.endpoint.open()
+        self._measuring.running()
         self._watch()
 
     def done(self) -> None:
@@ -150,6 +161,7 @@ class Pointsman:
             self._watcher = None
         self.endpoint.stop()
         self.router.stop(self.drain.why())
+        self._measuring.close()
         if self._access_log:
             self._access_log.close()
 
@@ -182,6 +194,7 @@ class Pointsman:
         try:
             loaded = load(self._rules, instance=self._instance)
         except LoadError as error:
+            self._measuring.rules_refused()
             raise exceptions.OptionsError(str(error)) from None
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
@@ -192,6 +205,7 @@ class Pointsman:
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
         self.endpoint.rules_live(str(self._rules))
+        self._measuring.rules_live()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -212,9 +226,13 @@ class Pointsman:
                 self._instance,
                 self._go_live,
                 self._seen,
-                self.endpoint.rules_refused,
+                self._rules_refused,
             )
         )
+
+    def _rules_refused(self, problems: Sequence[Problem]) -> None:
+        self.endpoint.rules_refused(problems)
+        self._measuring.rules_refused()
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -291,23 +309,7 @@ class Pointsman:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
 
-    # --- what does not come through our layer -----------------------------------------------------
-
-    def request(self, flow: http.HTTPFlow) -> None:
-        """Refuse requests to our hosts that our layer does not carry: they would go out unrouted.
-
-        These are replays from a UI, for which mitmproxy builds a plain layer of its own.
-        """
-        names = (flow.request.pretty_host, flow.request.host)
-        ours = any(self.router.table.lookup(name) for name in names)
-        if flow.is_replay == "request" and ours:
-            flow.response = http.Response.make(
-                502,
-                b'{"error":{"message":"Pointsman does not carry replayed requests: without it they'
-                b' would reach the provider unrouted.","type":"server_error","param":null,'
-                b'"code":"replay_not_routed"}}',
-                {"content-type": "application/json", "x-pointsman-error": "replay_not_routed"},
-            )
+    # --- what is kept -----------------------------------------------------------------------------
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         """Keep no history that no one can see."""

@@ -75,6 +75,12 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
             " than terminationGracePeriodSeconds."
         ),
     ),
+    (
+        "llm_metrics",
+        bool,
+        True,
+        "Count LLM requests, tokens and times for Prometheus.",
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
+from pointsman.proxy.own_keys import OwnKeys
 from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
@@ -47,6 +48,10 @@ class Decision:
 class Open(Protocol):
     """A request under way."""
 
+    @property
+    def streaming(self) -> bool:
+        """Whether its answer is a stream that has begun."""
+
     def abandon(self, error: RequestError | None = None) -> None:
         """Close its exchange: no more events will come. None: its client has gone."""
 
@@ -60,6 +65,8 @@ class Router:
         self.observe = False
         # A UI wants to show bodies; without one, streamed bodies are not kept.
         self.keep_bodies = False
+        # A UI can replay what it shows; there is one where this is set.
+        self.own_keys: OwnKeys | None = None
         # A UI and the page show how each decision came about.
         self.keep_decisions = False
         # Clients are asked to come again by another connection.
@@ -207,11 +214,15 @@ class Router:
         """How many requests are under way."""
         return sum(map(len, self._open.values()))
 
+    @property
+    def requests_under_way(self) -> tuple[Open, ...]:
+        """Those that are under way now; it may be looked at from another thread."""
+        return tuple(request for each in tuple(self._open.values()) for request in tuple(each))
+
     def stop(self, error: RequestError) -> None:
         """Close everything that is open, for this reason."""
-        for requests in tuple(self._open.values()):
-            for request in tuple(requests):
-                request.abandon(error)
+        for request in self.requests_under_way:
+            request.abandon(error)
         self.mirrors.stop(error)
 
     # Asking a stream for its usage: some providers refuse the parameter.

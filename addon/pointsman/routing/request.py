@@ -9,6 +9,7 @@ from functools import cached_property
 import msgspec
 
 from pointsman.errors import BodyTooLargeError, MalformedBodyError, UnsupportedEncodingError
+from pointsman.protocols.api import model_in_path
 from pointsman.protocols.encoding import TooLarge, Undecodable, decode_body
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -185,8 +186,10 @@ class ClientRequest:
 
     @cached_property
     def model(self) -> str | None:
-        """The `model` field of the JSON body, or None."""
-        return self.body.string("model") if self.method == "POST" else None
+        """The model that the path names (Gemini's), else the `model` field of the JSON body."""
+        if self.method != "POST":
+            return None
+        return model_in_path(self.bare_path) or self.body.string("model")
 
     def cookie(self, name: str) -> str | None:
         """Return a cookie's value, or None."""

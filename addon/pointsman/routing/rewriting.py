@@ -19,6 +19,7 @@ import msgspec
 from pointsman.config.resources import normalise_host
 from pointsman.config.table import CallConfig, Target, TlsSettings
 from pointsman.errors import ModelMissingError
+from pointsman.protocols import streams_by_path
 from pointsman.routing.request import Body, ClientRequest, Headers, text
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -137,13 +138,20 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
         ),
         body=request.body.raw if body is None else body,
         model=patched.model if patched else request.model,
-        stream=patched.stream if patched else request.body.lenient_fields.get("stream") == _TRUE,
+        stream=patched.stream if patched else _streams(request),
         asked_usage=patched.asked_usage if patched else False,
         shape=patched.shape if patched else None,
         client_usage=patched.client_usage if patched else False,
         secret_headers=frozenset(text(name) for name in set_headers)
         | frozenset(text(name) for name in CREDENTIAL_HEADERS | {b"cookie"}),
     )
+
+
+def _streams(request: ClientRequest) -> bool:
+    """Tell whether a request that is not rewritten asks for a stream."""
+    if request.method == "POST" and streams_by_path(request.bare_path):
+        return True
+    return request.body.lenient_fields.get("stream") == _TRUE
 
 
 def forward(request: ClientRequest) -> Outgoing:

@@ -11,8 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pointsman.protocols.usage import Usage
+from pointsman.telemetry.chunks import ChunkTimes
 
 UsageSource = Literal["response", "partial"]
+
+_MAX_NAME = 256
+
+
+def name_of(sent: str | None) -> str | None:
+    """Return a name that someone sent (a model's) as a record keeps it: cut where it is no name."""
+    return sent if sent is None or len(sent) <= _MAX_NAME else f"{sent[:_MAX_NAME]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class Exchange:
     finish_reason: str | None = None
     cost_usd: float | None = None
     first_token: float | None = None
+    chunk_times: ChunkTimes | None = None  # of a stream, after its first token
     ended: float | None = None
     overhead: float = 0.0  # seconds in our own code
     request_bytes: int = 0

@@ -1,0 +1,144 @@
+"""The metrics of one instance: its router feeds them while they are on."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from pointsman.config.resources import normalise_host
+from pointsman.config.table import Route, RoutingTable, Rule, Target
+from pointsman.proxy.router import Router
+from pointsman.telemetry.exposition import shared
+from pointsman.telemetry.metrics import Metrics
+from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
+
+logger = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 1.0
+
+
+class Measuring:
+    """Switches metrics on and off, and tells them of the rules."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._metrics: Metrics | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def switch(self, *, on: bool) -> None:
+        """Begin to count, or stop and forget."""
+        if on is (self._metrics is not None):
+            return
+        self.close()
+        if not on:
+            return
+        try:
+            self._metrics = Metrics(lambda: read(self._router))
+        except OSError as error:
+            logger.warning("there are no metrics: their files can't be made (%s)", error)
+            return
+        self._router.sinks.put("metrics", self._metrics.record)
+        if self._router.table.exact or self._router.table.wildcards:
+            self.rules_live()
+
+    def running(self) -> None:
+        """Write down now and then what exchanges do not tell, where others render it."""
+        if self._metrics is not None and shared():
+            self._refreshing = asyncio.get_running_loop().create_task(_refresh(self._metrics))
+
+    def rules_live(self) -> None:
+        """Tell of the router's table, which is new."""
+        self._tell(lambda metrics: metrics.rules_live(read_rules(self._router.table)))
+
+    def rules_refused(self) -> None:
+        """Tell that rules could not be loaded."""
+        self._tell(Metrics.rules_refused)
+
+    def _tell(self, what: Callable[[Metrics], None]) -> None:
+        if self._metrics is None:
+            return
+        try:
+            what(self._metrics)
+        except Exception:
+            logger.exception("the metrics do not know of the rules")
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._router.sinks.remove("metrics")
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._metrics = self._refreshing = None
+
+
+async def _refresh(metrics: Metrics) -> None:
+    failing = False
+    while True:
+        await asyncio.sleep(_EVERY_SECONDS)
+        try:
+            metrics.refresh()
+        except Exception:
+            if not failing:
+                logger.exception("the metrics could not be brought up to date")
+            failing = True
+        else:
+            failing = False
+
+
+def read(router: Router) -> Reading:
+    """Read what is under way in a router, and how its targets are."""
+    now = time.monotonic()
+    under_way = router.requests_under_way
+    return Reading(
+        requests=len(under_way),
+        streams=sum(request.streaming for request in under_way),
+        targets=tuple(
+            TargetReading(
+                route.name, rule.name, target.provider, share, router.health.state(target, now)
+            )
+            for route, rule in _rules(router.table)
+            for target, share in _shares(rule)
+        ),
+    )
+
+
+def read_rules(table: RoutingTable) -> RulesReading:
+    """Read what a table's rules name."""
+    rules = list(_rules(table))
+    targets = [target for _, rule in rules for target in _targets(rule)]
+    return RulesReading(
+        rules=frozenset((route.name, rule.name) for route, rule in rules),
+        providers={normalise_host(target.host): target.provider for target in targets},
+        models=frozenset(model for target in targets for model in _models(target)),
+    )
+
+
+def _rules(table: RoutingTable) -> Iterator[tuple[Route, Rule]]:
+    # A route answers to several names.
+    routes = {id(route): route for route in table.exact.values()}
+    routes |= {id(route): route for _, route in table.wildcards}
+    for route in routes.values():
+        for rule in route.rules:
+            yield route, rule
+
+
+def _shares(rule: Rule) -> Iterator[tuple[Target, float]]:
+    """Yield each target and the part of the requests that it gets while all are healthy."""
+    first = min((target.priority for target in rule.targets), default=0)
+    total = sum(target.weight for target in rule.targets if target.priority == first)
+    for target in rule.targets:
+        yield target, target.weight / total if target.priority == first and total else 0.0
+
+
+def _targets(rule: Rule) -> Iterator[Target]:
+    yield from rule.targets
+    if rule.mirror is not None:
+        yield rule.mirror.target
+
+
+def _models(target: Target) -> Iterator[str]:
+    if target.config is not None:
+        if target.config.model is not None:
+            yield target.config.model
+        yield from target.config.model_mapping.values()

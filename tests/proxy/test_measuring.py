@@ -1,0 +1,187 @@
+"""Measuring: what metrics read of a router, and that they are in no one's way."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pointsman.config.loading import Instance
+from pointsman.config.problems import Problem
+from pointsman.config.table import (
+    CallConfig,
+    MirrorTarget,
+    Route,
+    RoutingTable,
+    Rule,
+    Target,
+)
+from pointsman.errors import RequestError
+from pointsman.proxy.measuring import Measuring, read, read_rules
+from pointsman.proxy.reload import watch_rules
+from pointsman.proxy.router import Router
+from pointsman.telemetry.exposition import DIRECTORY, render
+from pointsman.telemetry.reading import TargetReading
+
+A = Target("a", "a.test", weight=3)
+B = Target("b", "B.test", weight=1, config=CallConfig(model="m", model_mapping={"x*": "y"}))
+SPARE = Target("spare", "spare.test", priority=1)
+COPY = Target("copy", "copy.test", config=CallConfig(model="n"))
+SPLIT = Rule("split", "ns/r/split", (), (A, B, SPARE), mirror=MirrorTarget(COPY, 10))
+ROUTE = Route("r", "llm.test", (SPLIT,))
+OWN = Route(None, "a.test", (Rule("default", "provider/a.test", (), (A,)),))
+TABLE = RoutingTable({"llm.test": ROUTE, "llm.default": ROUTE, "a.test": OWN}, ((".w", ROUTE),))
+
+
+class Request:
+    """A request under way."""
+
+    def __init__(self, *, streaming: bool) -> None:
+        self.streaming = streaming
+
+    def abandon(self, error: RequestError | None = None) -> None:
+        """Nothing is left open here."""
+
+
+@pytest.fixture
+def router() -> Router:
+    router = Router()
+    router.go_live(TABLE)
+    return router
+
+
+def test_shares_are_those_of_the_first_priority(router: Router) -> None:
+    assert read(router).targets == (
+        TargetReading("r", "split", "a", 0.75),
+        TargetReading("r", "split", "b", 0.25),
+        TargetReading("r", "split", "spare", 0.0),
+        TargetReading(None, "default", "a", 1.0),
+    )
+
+
+def test_states_are_those_of_the_moment(router: Router) -> None:
+    router.health.failed(A, time.monotonic(), 60.0)
+    states = {target.provider: target.state for target in read(router).targets}
+    assert states == {"a": "ejected", "b": "healthy", "spare": "healthy"}
+
+
+def test_what_is_under_way_is_counted(router: Router) -> None:
+    first, second = Request(streaming=False), Request(streaming=True)
+    router.opened("one", first)
+    router.opened("two", second)
+    assert (read(router).requests, read(router).streams) == (2, 1)
+    router.closed("two", second)
+    assert (read(router).requests, read(router).streams) == (1, 0)
+
+
+def test_the_rules_names_are_read(router: Router) -> None:
+    rules = read_rules(router.table)
+    assert rules.rules == {("r", "split"), (None, "default")}
+    assert rules.providers == {
+        "a.test": "a",
+        "b.test": "b",
+        "spare.test": "spare",
+        "copy.test": "copy",
+    }
+    assert rules.models == {"m", "y", "n"}
+
+
+def test_switched_on_it_shows_the_rules_that_are_live(router: Router) -> None:
+    measuring = Measuring(router)
+    measuring.switch(on=True)
+    measuring.switch(on=True)
+    try:
+        assert render().count(b"pointsman_target_share{") == 4
+        assert b'pointsman_reloads_total{result="loaded"} 1.0' in render()
+    finally:
+        measuring.switch(on=False)
+    assert render() == b""
+
+
+def test_switched_off_it_takes_no_part(router: Router) -> None:
+    measuring = Measuring(router)
+    measuring.rules_live()
+    measuring.rules_refused()
+    measuring.running()
+    measuring.close()
+    assert render() == b""
+
+
+def test_files_that_can_not_be_made_cost_the_metrics_and_no_more(
+    router: Router,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(tmp_path))
+
+    monkeypatch.setattr("pointsman.proxy.measuring.Metrics", broken)
+    measuring = Measuring(router)
+    measuring.switch(on=True)
+    assert "there are no metrics" in caplog.text
+    measuring.rules_live()
+
+
+def test_a_fault_of_the_metrics_does_not_keep_rules_from_going_live(
+    router: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    measuring = Measuring(router)
+    measuring.switch(on=True)
+    try:
+        monkeypatch.setattr("pointsman.proxy.measuring.read_rules", lambda _: 1 / 0)
+        measuring.rules_live()
+    finally:
+        measuring.close()
+    assert "the metrics do not know of the rules" in caplog.text
+
+
+def test_where_others_render_it_is_brought_up_to_date_now_and_then(
+    router: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pointsman.proxy.measuring._EVERY_SECONDS", 0.001)
+    measuring, looks = Measuring(router), list[bool]()
+    seen = asyncio.Event()
+
+    def look(_: Router) -> None:
+        looks.append(True)
+        if len(looks) > 3:
+            seen.set()
+        raise ValueError("broken")
+
+    async def run() -> None:
+        monkeypatch.setenv(DIRECTORY, "/nowhere")
+        measuring.running()
+        async with asyncio.timeout(20):
+            await seen.wait()
+        monkeypatch.delenv(DIRECTORY)
+        measuring.close()
+
+    measuring.switch(on=True)
+    monkeypatch.setattr("pointsman.proxy.measuring.read", look)
+    asyncio.run(run())
+    told = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert [r.getMessage() for r in told] == ["the metrics could not be brought up to date"]
+
+
+def test_a_refused_reload_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kind: [")
+    refused = asyncio.Event()
+    told: list[Problem] = []
+
+    def tell(problems: Sequence[Problem]) -> None:
+        told.extend(problems)
+        refused.set()
+
+    async def run() -> None:
+        watching = asyncio.create_task(
+            watch_rules(tmp_path, Instance(), lambda _: None, None, tell)
+        )
+        async with asyncio.timeout(20):
+            await refused.wait()
+        watching.cancel()
+
+    asyncio.run(run())
+    assert [Path(problem.file).name for problem in told] == ["a.yaml"]
