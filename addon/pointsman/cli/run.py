@@ -1,23 +1,74 @@
 """`pointsman run`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pointsman.cli.app import app
+from pointsman.cli.app import app, fail
+
+_SIDECAR = "Sidecar"
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=True,
 )
-def run(
+def run(  # noqa: PLR0913 (one for each option)
     context: typer.Context,
     *,
     rules: Annotated[
         str | None,
         typer.Option("--rules", help="Directory or file with the manifests.  [default: rules]"),
     ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option("--mode", "-m", help="mitmproxy's mode; a sidecar's is transparent."),
+    ] = None,
+    sidecar: Annotated[
+        bool,
+        typer.Option(
+            "--sidecar",
+            help="Run worker processes that are started again when they die; log JSON alone.",
+            rich_help_panel=_SIDECAR,
+        ),
+    ] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="How many, or auto: as many as the process may use cores.  [default: 1]",
+            rich_help_panel=_SIDECAR,
+        ),
+    ] = None,
+    port: Annotated[
+        str | None,
+        typer.Option(help="Where to listen.  [default: 15001]", rich_help_panel=_SIDECAR),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An IP address to listen on, or all.  [default: 127.0.0.1 and ::1]",
+            rich_help_panel=_SIDECAR,
+        ),
+    ] = None,
+    confdir: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the certificate authority and everything else that is written is kept."
+            "  [default: $POINTSMAN_CONFDIR or /var/lib/pointsman]",
+            rich_help_panel=_SIDECAR,
+        ),
+    ] = None,
+    ca: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory of a mounted Secret with the authority: tls.crt, tls.key.",
+            rich_help_panel=_SIDECAR,
+        ),
+    ] = None,
+    allow_root: Annotated[
+        bool,
+        typer.Option("--allow-root", help="Run as root, too.", rich_help_panel=_SIDECAR),
+    ] = False,
 ) -> None:
     """Run mitmdump with the addon and a sidecar's defaults.
 
@@ -29,7 +80,28 @@ def run(
         pointsman run --rules rules -p 8080
 
         pointsman run --mode transparent@15001 --set llm_labels=/etc/podinfo/labels
+
+        pointsman run --sidecar --workers auto --rules /etc/pointsman/rules
     """
+    own: dict[str, Any] = {
+        "workers": workers,
+        "port": port,
+        "listen": listen,
+        "confdir": confdir,
+        "ca": ca,
+        "allow_root": allow_root,
+    }
+    given = {name: value for name, value in own.items() if value}
+    if sidecar:
+        from pointsman.sidecar.main import run as run_sidecar  # noqa: PLC0415 (no one else's)
+        from pointsman.sidecar.settings import Given  # noqa: PLC0415
+
+        found = Given(rules=rules or "", mode=mode or (), arguments=context.args, **given)
+        raise typer.Exit(run_sidecar(found))
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        fail(f"{named}: only with --sidecar", 2)
     from pointsman.proxy.run import run as run_proxy  # noqa: PLC0415 (loads all of mitmproxy)
 
-    raise typer.Exit(run_proxy(rules, context.args))
+    modes = [part for each in mode or () for part in ("--mode", each)]
+    raise typer.Exit(run_proxy(rules, [*modes, *context.args]))

@@ -56,8 +56,8 @@ class Pointsman:
     def __init__(self) -> None:
         self.router = Router()
         self.drain = Drain(self.router)
-        self.endpoint = Endpoint(self.router, self.drain)
         self._measuring = Measuring(self.router)
+        self.endpoint = Endpoint(self.router, self.drain)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -150,8 +150,8 @@ class Pointsman:
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
-        self.endpoint.open()
         self._measuring.running()
+        self.endpoint.open()
         self._watch()
 
     def done(self) -> None:
@@ -204,8 +204,8 @@ class Pointsman:
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
-        self.endpoint.rules_live(str(self._rules))
         self._measuring.rules_live()
+        self.endpoint.rules_live(str(self._rules))
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -217,6 +217,10 @@ class Pointsman:
             skipped,
         )
 
+    def _refused(self, problems: Sequence[Problem]) -> None:
+        self._measuring.rules_refused()
+        self.endpoint.rules_refused(problems)
+
     def _watch(self) -> None:
         if self._watcher:
             self._watcher.cancel()
@@ -226,13 +230,9 @@ class Pointsman:
                 self._instance,
                 self._go_live,
                 self._seen,
-                self._rules_refused,
+                self._refused,
             )
         )
-
-    def _rules_refused(self, problems: Sequence[Problem]) -> None:
-        self.endpoint.rules_refused(problems)
-        self._measuring.rules_refused()
 
     # --- connections ------------------------------------------------------------------------------
 

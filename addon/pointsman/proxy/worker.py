@@ -1,0 +1,120 @@
+"""One worker of the sidecar: mitmdump on sockets that it inherits, with its log as JSON.
+
+Started by `pointsman.sidecar`, as `python -m pointsman.proxy.worker` with mitmdump's arguments.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, override
+
+from mitmproxy.options import Options
+from mitmproxy.proxy.mode_servers import AsyncioServerInstance
+from mitmproxy.tools import cmdline, dump
+from mitmproxy.tools.main import run
+
+from pointsman.proxy import tuning
+from pointsman.proxy.run import command_line
+from pointsman.sidecar import handover
+from pointsman.sidecar.listening import QUEUE
+from pointsman.sidecar.output import log_crashes
+from pointsman.telemetry.json_log import json_formatter
+
+# How many connections one worker takes at a time: the rest is for the others.
+_AT_ONCE = 8
+
+
+class _Listeners:
+    """The inherited sockets, which mitmproxy serves in the place of any that it would open.
+
+    It would accept before it has loaded its scripts: what waits in the queue would pass unrouted.
+    So nothing is accepted before `start`.
+    """
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
+
+    def install(self) -> None:
+        """Take the place of mitmproxy's own way to listen."""
+        listeners = self
+
+        async def listen(
+            self: AsyncioServerInstance[Any], _host: str, _port: int
+        ) -> list[asyncio.Server]:
+            return await listeners.listen(self)
+
+        AsyncioServerInstance.listen = listen  # type: ignore[method-assign,assignment]
+
+    async def listen(self, instance: AsyncioServerInstance[Any]) -> list[asyncio.Server]:
+        """Make the servers of one mode."""
+        mode = instance.mode
+        if mode.transport_protocol == "udp":
+            raise ValueError(f"mode {mode.full_spec} is over UDP, which a sidecar can't serve")
+        for each in self._sockets:
+            # asyncio takes one number for both: how many it accepts at a time, and the queue.
+            server = await asyncio.start_server(
+                instance.handle_stream, sock=each, backlog=_AT_ONCE, start_serving=False
+            )
+            self._servers.append(server)
+        return list(self._servers)
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        for server, each in zip(self._servers, self._sockets, strict=True):
+            await server.start_serving()
+            each.listen(QUEUE)
+
+
+def end_with(line: socket.socket) -> None:
+    """End at once when the supervisor is gone: nothing may serve that no one watches."""
+
+    def watch() -> None:
+        # Blocking, in a thread: it must work when the event loop does not.
+        line.setblocking(True)
+        try:
+            while line.recv(64):
+                pass
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, name="supervisor", daemon=True).start()
+
+
+class _Master(dump.DumpMaster):
+    """mitmdump's, which logs JSON and tells the supervisor when it serves."""
+
+    line: socket.socket
+    listeners: _Listeners
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        if self._termlog_addon is not None:
+            self._termlog_addon.logger.setFormatter(json_formatter())
+
+    @override
+    async def running(self) -> None:
+        await super().running()
+        await self.addons.get("errorcheck").shutdown_if_errored()
+        await self.listeners.start()
+        self.line.sendall(handover.READY)
+
+
+def main() -> None:
+    """Run the worker; ends with mitmdump's exit status."""
+    log_crashes()
+    logging.captureWarnings(capture=True)
+    tuning.write_log_lines_at_once()
+    sockets, _Master.line = handover.take()
+    end_with(_Master.line)
+    _Master.listeners = _Listeners(sockets)
+    _Master.listeners.install()
+    run(_Master, cmdline.mitmdump, command_line(None, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

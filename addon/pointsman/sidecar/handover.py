@@ -1,0 +1,40 @@
+"""What a supervisor hands to a worker: listening sockets, and a line between the two.
+
+They are inherited file descriptors, named by environment variables. The line is a socket pair: the
+worker writes one byte when it serves, and sees the line end when the supervisor is gone.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+
+_LISTENING = "POINTSMAN_LISTENING_FDS"
+_LINE = "POINTSMAN_SUPERVISOR_FD"
+
+READY = b"\1"
+
+
+def environment(listening: Sequence[socket.socket], line: socket.socket) -> dict[str, str]:
+    """Return the variables that name these sockets to a worker that inherits them."""
+    return {
+        _LISTENING: ",".join(str(each.fileno()) for each in listening),
+        _LINE: str(line.fileno()),
+    }
+
+
+def take(variables: Mapping[str, str] = os.environ) -> tuple[list[socket.socket], socket.socket]:
+    """Return the listening sockets and the line; called once, in the worker.
+
+    Raises:
+        LookupError: no supervisor has started this process.
+    """
+    try:
+        listening = [int(number) for number in variables[_LISTENING].split(",")]
+        line = int(variables[_LINE])
+    except (KeyError, ValueError):
+        raise LookupError(
+            "a worker is started by its supervisor; run `pointsman run --sidecar`"
+        ) from None
+    for number in (*listening, line):
+        os.set_inheritable(number, False)
+    return [socket.socket(fileno=number) for number in listening], socket.socket(fileno=line)

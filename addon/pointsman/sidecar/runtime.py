@@ -1,0 +1,78 @@
+"""The files of one run, below the confdir: the workers' sockets, metrics and bytecode."""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX = "run-"
+# `sun_path` has room for 107 bytes, of which the socket's own name takes up to 10.
+_LONGEST = 95
+
+
+@contextmanager
+def folder(confdir: Path) -> Iterator[Path]:
+    """Make a folder of this run's own, and remove it at the end.
+
+    Those that earlier runs left behind, because they were killed, are removed as well: a run holds
+    a lock on its folder for as long as it lives.
+
+    Raises:
+        OSError: `strerror` tells the reason and the mend.
+    """
+    try:
+        _sweep(confdir)
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=confdir))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{confdir} can't be written ({error.strerror}) by user {os.geteuid()}; make it a"
+            " directory that this user may write to, such as an emptyDir volume, or name another"
+            " with --confdir or POINTSMAN_CONFDIR",
+        ) from None
+    lock = os.open(made, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if len(os.fsencode(made)) > _LONGEST:
+            raise OSError(
+                0, f"{confdir} is too long a path for sockets; name a shorter one with --confdir"
+            )
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+def _sweep(confdir: Path) -> None:
+    for old in confdir.glob(f"{_PREFIX}*"):
+        try:
+            lock = os.open(old, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # its run lives
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def bytecode(confdir: Path) -> dict[str, str | None]:
+    """Return the variables with which a worker finds its modules compiled.
+
+    To compile mitmproxy takes longer than to start it. Where it was not compiled with `-O` when it
+    was installed (an image does that), and a worker may not be able to write beside it, the first
+    start compiles it into the confdir.
+    """
+    found = importlib.util.find_spec("mitmproxy")
+    if found is not None and found.origin is not None:
+        compiled = importlib.util.cache_from_source(found.origin, optimization=1)
+        if Path(compiled).exists():
+            return {}
+    return {"PYTHONPYCACHEPREFIX": str(confdir / "bytecode"), "PYTHONDONTWRITEBYTECODE": None}

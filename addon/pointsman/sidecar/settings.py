@@ -1,0 +1,155 @@
+"""What `pointsman run --sidecar` is told, checked before anything starts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pointsman.sidecar.cores import allowed_cores
+
+DEFAULT_CONFDIR = Path("/var/lib/pointsman")
+DEFAULT_PORT = "15001"
+DEFAULT_ADMIN = "127.0.0.1:15020"
+PROXY_UID = 1337
+
+_HIGHEST_PORT = 65535
+_MOST_WORKERS = 64
+
+# mitmdump's options that are not its own in a sidecar, and what says the same here.
+_TAKEN = {
+    "-p": "--port",
+    "--listen-port": "--port",
+    "--listen-host": "--listen",
+    "listen_port": "--port",
+    "listen_host": "--listen",
+    "mode": "--mode",
+    "confdir": "--confdir",
+}
+
+
+class SettingsError(Exception):
+    """The command line can't be used. The message tells what to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The command line, as text; empty where nothing was given."""
+
+    rules: str = ""
+    workers: str = "1"
+    port: str = DEFAULT_PORT
+    listen: Sequence[str] = ()
+    mode: Sequence[str] = ()
+    confdir: str = ""
+    ca: str = ""
+    allow_root: bool = False
+    arguments: Sequence[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        workers: how many processes.
+        port: where they all listen; 0 lets the system choose.
+        hosts: at which addresses; none means loopback.
+        mode: mitmproxy's, without a port.
+        confdir: mitmproxy's directory, and the only one that is written to.
+        secret: the directory of a mounted Secret with the certificate authority.
+        admin: the address of the admin endpoint; empty: none.
+        health: the address of the endpoint that probes see; empty: none.
+        arguments: further arguments of mitmdump.
+    """
+
+    workers: int
+    port: int
+    hosts: tuple[str, ...]
+    mode: str
+    confdir: Path
+    secret: Path | None
+    admin: str
+    health: str
+    arguments: tuple[str, ...]
+
+
+def check(given: Given) -> Settings:
+    """Return what a command line means.
+
+    Raises:
+        SettingsError: it can't be used.
+    """
+    if os.geteuid() == 0 and not given.allow_root:
+        raise SettingsError(
+            "the sidecar does not run as root: a redirect tells its connections from the"
+            f" application's by their user; run it as user {PROXY_UID} (in Kubernetes: runAsUser),"
+            " or give --allow-root"
+        )
+    arguments, admin = _take_setting(given.arguments, "llm_admin", DEFAULT_ADMIN)
+    arguments, health = _take_setting(arguments, "llm_health", "")
+    _refuse_taken(arguments)
+    if given.rules:
+        arguments = ["--set", f"llm_rules={given.rules}", *arguments]
+    confdir = given.confdir or os.environ.get("POINTSMAN_CONFDIR")
+    return Settings(
+        workers=_workers(given.workers),
+        port=_port(given.port),
+        hosts=tuple(given.listen),
+        mode=_mode(given.mode),
+        confdir=Path(confdir).expanduser().absolute() if confdir else DEFAULT_CONFDIR,
+        secret=Path(given.ca).expanduser() if given.ca else None,
+        admin=admin,
+        health=health,
+        arguments=tuple(arguments),
+    )
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return min(allowed_cores(), _MOST_WORKERS)
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_WORKERS:
+        raise SettingsError(f"--workers: {text!r} is neither 1 to {_MOST_WORKERS} nor auto")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > _HIGHEST_PORT:
+        raise SettingsError(f"--port: {text!r} is no port; write 1 to {_HIGHEST_PORT}")
+    return int(text)
+
+
+def _mode(modes: Sequence[str]) -> str:
+    if len(modes) > 1:
+        raise SettingsError("--mode: the sidecar serves one mode; give it once")
+    mode = modes[0] if modes else "transparent"
+    if "@" in mode:
+        raise SettingsError(
+            f"--mode: write {mode.partition('@')[0]} alone; --port and --listen say where"
+        )
+    return mode
+
+
+def _take_setting(arguments: Sequence[str], name: str, default: str) -> tuple[list[str], str]:
+    """Take `--set name=value` out of mitmdump's arguments; return the others and the value."""
+    left: list[str] = []
+    found = default
+    rest = iter(arguments)
+    for argument in rest:
+        parts = [argument, next(rest, "")] if argument == "--set" else [argument]
+        key, _, value = parts[-1].removeprefix("--set=").partition("=")
+        is_setting = len(parts) > 1 or argument.startswith("--set=")
+        if is_setting and key == name:
+            found = value
+        else:
+            left += parts
+    return left, found
+
+
+def _refuse_taken(arguments: Sequence[str]) -> None:
+    before = ""
+    for argument in arguments:
+        setting = before == "--set" or argument.startswith("--set=")
+        word = argument.removeprefix("--set=").partition("=")[0]
+        if word in _TAKEN and setting != word.startswith("-"):
+            raise SettingsError(f"{argument}: a sidecar takes {_TAKEN[word]} in its place")
+        before = argument

@@ -1,0 +1,165 @@
+"""What the admin endpoint of the supervisor shows: that of all workers, as one."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, override
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from tornado.httpclient import HTTPClientError
+from tornado.netutil import Resolver
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+
+from pointsman.admin.source import Readiness
+from pointsman.sidecar.process import Plan
+from pointsman.sidecar.supervisor import Supervisor, Worker
+from pointsman.telemetry import exposition
+
+type Json = dict[str, Any]
+
+_CONNECT_SECONDS = 1.0
+_SECONDS = 3.0
+_LARGEST_ANSWER = 64 * 1024 * 1024
+
+
+class SilentError(Exception):
+    """A worker gave no answer. The message is a phrase that follows its name."""
+
+
+class Workers:
+    """The workers as a source (`admin.source.Source`).
+
+    A worker that hangs costs each question a few seconds, and no more.
+    """
+
+    def __init__(self, supervisor: Supervisor, plan: Plan) -> None:
+        self._supervisor = supervisor
+        self._client = SimpleAsyncHTTPClient(
+            force_instance=True,
+            resolver=_Sockets(plan),
+            max_body_size=_LARGEST_ANSWER,
+            max_clients=100,
+        )
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Lives(supervisor.workers))
+        self._draining = False
+
+    async def readiness(self) -> Readiness:
+        """Ready is who has all workers ready."""
+        reasons = ["draining"] if self._draining or self._supervisor.ending.is_set() else []
+        under_way = 0
+        workers = self._supervisor.workers
+        for worker, answer in zip(workers, await self._ask_all("/readyz"), strict=True):
+            if isinstance(answer, SilentError):
+                reasons.append(f"worker {worker.index} {answer}")
+                continue
+            under_way += answer.get("under_way", 0)
+            # They have the same rules and the same authority: what one tells, all do.
+            reasons += [reason for reason in answer.get("reasons", ()) if reason not in reasons]
+        return Readiness(tuple(reasons), under_way)
+
+    async def config(self) -> Json:
+        """Return the table of one worker; they have the same rules.
+
+        While a change reaches one after the other, `differing_workers` names those that have
+        another table than the first.
+        """
+        answers = _by_worker(self._supervisor.workers, await self._ask_all("/config"))
+        if not answers:
+            return {"error": "no worker answers"}
+        first, *others = answers.items()
+        differing = [index for index, answer in others if answer != first[1]]
+        return {**first[1], **({"differing_workers": differing} if differing else {})}
+
+    async def metrics(self) -> bytes:
+        """Return the sums of all workers, with the counts of those that have died."""
+        page = await asyncio.to_thread(exposition.render)
+        return page + generate_latest(self._registry)
+
+    async def live(self) -> Json:
+        """Return the snapshots of all workers as one."""
+        answers = _by_worker(self._supervisor.workers, await self._ask_all("/api/live"))
+        return _merge(list(answers.values()))
+
+    async def drain(self, *, soft: bool = False) -> None:
+        """Let all of them drain; they end when they have, and the supervisor after them."""
+        self._draining = True
+        if soft:
+            await self._ask_all("/drain?soft=true", "POST")
+        else:
+            self._supervisor.end()
+
+    async def _ask_all(self, path: str, method: str = "GET") -> list[Json | SilentError]:
+        """Return the answer of each worker, in their order."""
+        return await asyncio.gather(
+            *(self._ask(worker, path, method) for worker in self._supervisor.workers)
+        )
+
+    async def _ask(self, worker: Worker, path: str, method: str) -> Json | SilentError:
+        if worker.trouble is not None:
+            return SilentError(worker.trouble)
+        try:
+            answer = await self._client.fetch(
+                f"http://worker-{worker.index}{path}",
+                method=method,
+                body=b"" if method == "POST" else None,
+                connect_timeout=_CONNECT_SECONDS,
+                request_timeout=_SECONDS,
+                raise_error=False,
+            )
+            found = json.loads(answer.body)
+        except (HTTPClientError, OSError, ValueError):
+            return SilentError("does not answer")
+        return found if isinstance(found, dict) else SilentError("does not answer")
+
+
+def _by_worker(workers: Sequence[Worker], answers: Sequence[Json | SilentError]) -> dict[int, Json]:
+    pairs = zip(workers, answers, strict=True)
+    return {worker.index: answer for worker, answer in pairs if isinstance(answer, dict)}
+
+
+def _merge(snapshots: Sequence[Json]) -> Json:
+    return snapshots[0] if snapshots else {}
+
+
+class _Sockets(Resolver):
+    """Resolves `worker-1` to the socket of the first worker."""
+
+    @override
+    def initialize(self, plan: Plan) -> None:
+        self._plan = plan
+
+    @override
+    async def resolve(
+        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[tuple[int, Any]]:
+        index = int(host.rpartition("-")[2])
+        return [(socket.AF_UNIX, str(self._plan.admin(index)))]
+
+
+class _Lives(Collector):
+    """How the workers fare, which only the supervisor knows."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        serving = GaugeMetricFamily(
+            "pointsman_sidecar_worker_up",
+            "Whether a worker serves (1) or not (0).",
+            labels=["worker"],
+        )
+        restarts = CounterMetricFamily(
+            "pointsman_sidecar_worker_restarts",
+            "How often a worker that had died was started again.",
+            labels=["worker"],
+        )
+        for worker in self._workers:
+            serving.add_metric([str(worker.index)], float(worker.trouble is None))
+            restarts.add_metric([str(worker.index)], worker.restarts)
+        yield serving
+        yield restarts

@@ -1,0 +1,359 @@
+"""The sidecar's processes: workers that die, drain and share the load, and what is logged of it."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pointsman.demo.openai_answers import Answer, chat_events
+from pointsman.demo.provider import Reply
+from tests.e2e.conftest import KEYS
+from tests.e2e.harness import (
+    DEADLINE,
+    LOOPBACK,
+    Far,
+    Json,
+    RawServer,
+    assert_entry,
+    chat,
+    connect,
+    eventually,
+    head_lines,
+    read_head,
+    said,
+    sse,
+    write_rules,
+)
+from tests.e2e.sidecar import Sidecar, StartSidecar, is_alive
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc"),
+]
+
+URL = "https://api.openai.com/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def own_confdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for the module: the modules that the first worker compiles are there for the others."""
+    return tmp_path_factory.mktemp("c")
+
+
+@pytest.fixture
+def start_sidecar(own_confdir: Path) -> Iterator[StartSidecar]:
+    """Start sidecars for one test: `start_sidecar(rules, *options, **more)`."""
+    with ExitStack() as stack:
+
+        def start(rules: Path, *options: str, **more: Any) -> Sidecar:
+            env = {**KEYS, **more.pop("env", {})}
+            confdir = more.pop("confdir", own_confdir)
+            return stack.enter_context(Sidecar(confdir, rules, *options, env=env, **more))
+
+        yield start
+
+
+@pytest.fixture
+def rules(tmp_path: Path, openai: Far) -> Path:
+    return write_rules(tmp_path / "rules", openai.manifest())
+
+
+def entries(sidecar: Sidecar) -> list[Json]:
+    return sidecar.logged("llm_request")
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules, "--workers", "2", scripts=["noisy.py"])
+    sidecar.expect_errors("plain text", "a fault")
+    workers = sidecar.workers()
+    assert len(workers) == 2
+
+    def ask() -> None:
+        with sidecar.client() as client:
+            assert said(client.post(URL, json=chat(model="small")))
+
+    def both_have_served() -> bool:
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        return {entry["pid"] for entry in sidecar.logged("accepted")} == set(workers)
+
+    eventually(both_have_served, what="connections at both workers")
+    asked = len(openai.provider.calls)
+    openai.calls(asked)
+    sidecar.out.wait(lambda _: len(entries(sidecar)) >= asked, "an entry for each request")
+    for entry in entries(sidecar):
+        assert_entry(entry, host="api.openai.com", status=200, provider="openai")
+    page = sidecar.ask("/metrics").text
+    assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
+    assert 'pointsman_sidecar_worker_up{worker="2"} 1.0' in page
+    assert sidecar.ask("/readyz").json()["ready"] is True
+
+
+def test_workers_run_without_asserts(start_sidecar: StartSidecar, rules: Path) -> None:
+    sidecar = start_sidecar(rules, scripts=["noisy.py"])
+    sidecar.expect_errors("plain text", "a fault")
+    connect(sidecar.address).close()
+    assert sidecar.wait_for("accepted")["optimized"] == 1
+
+
+def test_a_killed_worker_is_back_soon_and_its_clients_wait(
+    start_sidecar: StartSidecar, rules: Path, raw_server: Callable[..., RawServer]
+) -> None:
+    """Another site is reached by way of the proxy or not at all."""
+
+    def serve(conn: socket.socket) -> None:
+        head = read_head(conn)
+        seen.append(head_lines(head)[0])
+        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+
+    seen: list[str] = []
+    site = raw_server(serve)
+    sidecar = start_sidecar(rules)
+    stopping = threading.Event()
+    answers: list[float] = []
+    failures: list[Exception] = []
+
+    def keep_asking() -> None:
+        while not stopping.is_set():
+            try:
+                with sidecar.client() as client:
+                    assert client.get(f"http://{site.address}/{len(answers)}").text == "hi"
+            except httpx.HTTPError as error:
+                failures.append(error)
+            else:
+                answers.append(time.monotonic())
+            time.sleep(0.01)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    eventually(lambda: len(answers) >= 5, what="answers")
+    (worker,) = sidecar.workers()
+    os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: answers[-1] > killed + 0.1, what="an answer after the worker's death")
+    stopping.set()
+    asking.join(DEADLINE)
+    gap = max(b - a for a, b in pairwise(answers))
+    assert gap < 10, "the worker was away for too long"
+    # The one whose connection the worker had may be cut; those that came later have waited.
+    assert len(failures) <= 1
+    assert len(seen) - len(answers) in (0, 1)
+    sidecar.expect_error("worker 1 was killed by SIGKILL; it starts again in 0 s")
+    (died,) = sidecar.logged("worker 1 was killed")
+    assert_entry(died, level="error", worker=1, status=-9, pause_s=0.0)
+    assert sidecar.workers() != [worker]
+    sidecar.wait_until_ready()
+    assert 'restarts_total{worker="1"} 1.0' in sidecar.ask("/metrics").text
+
+
+def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules)
+    good = (rules / "rules.yaml").read_text()
+    (rules / "rules.yaml").write_text("kind: [")
+    sidecar.expect_error("the rules were not reloaded")
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_errors("worker 1 ", "Error logged during startup", "1 error in the rules")
+    sidecar.wait_for("worker 1 ended with status 1; it starts again in 1 s")
+    ready = sidecar.ask("/readyz")
+    assert ready.status_code == 503
+    assert "worker 1 " in ready.json()["reasons"][0]
+    with sidecar.client() as client:
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post(URL, json=chat(model="small")))
+        )
+        asking.start()
+        sidecar.wait_for("worker 1 ended with status 1; it starts again in 2 s")
+        assert answers == []
+        assert not openai.provider.calls
+        (rules / "rules.yaml").write_text(good)
+        asking.join(DEADLINE)
+    assert [said(answer) for answer in answers]
+    openai.call()
+    sidecar.wait_until_ready()
+
+
+def test_the_supervisors_death_is_the_workers(
+    start_sidecar: StartSidecar, rules: Path, own_confdir: Path
+) -> None:
+    sidecar = start_sidecar(rules, "--workers", "2")
+    workers = sidecar.workers()
+    sidecar.kill()
+    eventually(lambda: not any(map(is_alive, workers)), what="the end of the workers")
+    with pytest.raises(ConnectionRefusedError):
+        connect(sidecar.address)
+    assert list(own_confdir.glob("run-*"))
+    # The next run sweeps up.
+    start_sidecar(rules).stop()
+
+
+# --- its end --------------------------------------------------------------------------------------
+
+
+class Held:
+    """A stream that goes on when it is let."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def reply(self) -> Reply:
+        return Reply(headers=[("content-type", "text/event-stream")], body=self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        answer = Answer("chatcmpl-1", 1_700_000_000, "small", "Four words are here", 3)
+        first, *others = chat_events(answer, include_usage=False)
+        yield first.encode()
+        while not self.go_on.wait(0.01):
+            # Comments, which the provider's loop needs to go on.
+            yield b": still here\n\n"
+        for event in others:
+            yield event.encode()
+
+
+def test_sigterm_lets_streams_end_and_takes_no_more(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    held = Held()
+    openai.provider.replies.append(held.reply())
+    sidecar = start_sidecar(rules, "--workers", "2")
+    body = bytearray()
+    with (
+        sidecar.client() as client,
+        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
+    ):
+        pieces = answer.iter_raw()
+        body += next(pieces)
+        sidecar.send(signal.SIGTERM)
+        sidecar.wait_for("draining")
+        eventually(lambda: refused(sidecar), what="refused connections")
+        assert "draining" in sidecar.ask("/readyz").json()["reasons"]
+        held.go_on.set()
+        for piece in pieces:
+            body += piece
+    assert len(sse(bytes(body).replace(b": still here\n\n", b""))) > 2
+    sidecar.assert_ended(0)
+    (entry,) = entries(sidecar)
+    assert_entry(entry, status=200, flags=[], stream=True)
+
+
+def refused(sidecar: Sidecar) -> bool:
+    try:
+        connect(sidecar.address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai: Far) -> None:
+    held = Held()
+    openai.provider.replies.append(held.reply())
+    sidecar = start_sidecar(rules)
+    with (
+        sidecar.client() as client,
+        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
+    ):
+        pieces = answer.iter_raw()
+        next(pieces)
+        sidecar.send(signal.SIGTERM)
+        sidecar.wait_for("draining")
+        sidecar.send(signal.SIGTERM)
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                pass
+    held.go_on.set()
+    sidecar.assert_ended(128 + signal.SIGKILL)
+
+
+def test_drain_by_the_admin_endpoint_ends_it(start_sidecar: StartSidecar, rules: Path) -> None:
+    sidecar = start_sidecar(rules, "--workers", "2")
+    assert sidecar.ask("/drain", "POST").status_code == 202
+    sidecar.assert_ended(0)
+
+
+def test_sighup_is_ignored(start_sidecar: StartSidecar, rules: Path, openai: Far) -> None:
+    sidecar = start_sidecar(rules)
+    sidecar.send(signal.SIGHUP)
+    sidecar.wait_for("SIGHUP is ignored")
+    with sidecar.client() as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    openai.call()
+
+
+# --- its output -----------------------------------------------------------------------------------
+
+
+def test_all_that_a_worker_prints_becomes_json(start_sidecar: StartSidecar, rules: Path) -> None:
+    """(That all lines are JSON, and standard error is empty, is looked at at each end.)"""
+    sidecar = start_sidecar(rules, scripts=["noisy.py"])
+    sidecar.expect_errors("plain text", "a fault")
+    (worker,) = sidecar.workers()
+    about = {"worker": 1, "pid": worker}
+    assert_entry(
+        sidecar.wait_for("plain text"), level="error", logger="pointsman.worker.stdout", **about
+    )
+    assert_entry(
+        sidecar.wait_for("plain text of an error"), logger="pointsman.worker.stderr", **about
+    )
+    fault = sidecar.wait_for("a fault")
+    assert "KeyError" in fault["exception"]
+    assert fault["level"] == "critical"
+    (warning,) = [one for one in sidecar.logged() if "this is a warning" in one["event"]]
+    assert warning["level"] == "warning"
+
+
+def failing(confdir: Path, *options: str, rules: Path | None = None, env: Any = None) -> Json:
+    """Run a sidecar that can't start; return its last words, and its exit status beside them."""
+    sidecar = Sidecar(confdir, rules, *options, env=env)
+    sidecar.start()
+    code = sidecar.wait()
+    last = sidecar.logged()[-1]
+    assert last["level"] == "critical"
+    return {**last, "code": code, "all": sidecar.out.text()}
+
+
+def test_bad_rules_at_the_start_end_it(own_confdir: Path, tmp_path: Path, openai: Far) -> None:
+    manifest = openai.manifest()
+    manifest["spec"]["paht"] = manifest["spec"].pop("path")
+    rules = write_rules(tmp_path / "rules", manifest)
+    end = failing(own_confdir, "--workers", "2", rules=rules, env=KEYS)
+    assert end["code"] == 1
+    assert end["event"].startswith("worker 1 ended with status 1 before it could serve")
+    assert 'did you mean \\"path\\"?' in end["all"]
+    assert "rules.yaml:" in end["all"]
+    assert end["all"].count("did you mean") == 1
+
+
+def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        in_use = failing(own_confdir, "--port", str(port))
+    assert in_use["code"] == 1
+    assert in_use["event"].startswith(f"127.0.0.1 port {port} can't be listened on")
+    no_workers = failing(own_confdir, "--workers", "none")
+    assert (no_workers["code"], no_workers["event"][:9]) == (2, "--workers")
+    (tmp_path / "file").touch()
+    no_folder = failing(tmp_path / "file" / "confdir")
+    assert no_folder["code"] == 1
+    assert no_folder["event"].startswith(str(tmp_path / "file"))
+    udp = failing(own_confdir, "--mode", "dns")
+    assert udp["code"] == 1
+    assert "over UDP" in udp["all"]

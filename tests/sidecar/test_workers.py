@@ -1,0 +1,169 @@
+"""Many workers, seen as one: the supervisor's source in front of real admin endpoints."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointsman.admin.server import serve
+from pointsman.admin.source import Readiness
+from pointsman.sidecar import workers as module
+from pointsman.sidecar.process import Plan
+from pointsman.sidecar.supervisor import Supervisor, describe, exit_status
+from pointsman.sidecar.workers import Workers
+
+LIMIT = 20.0
+
+
+class One:
+    """What one worker would tell."""
+
+    def __init__(self, *reasons: str, under_way: int = 0, table: str = "a") -> None:
+        self.found = Readiness(reasons, under_way)
+        self.table = table
+        self.drains: list[bool] = []
+        self.hangs = False
+
+    async def readiness(self) -> Readiness:
+        if self.hangs:
+            await asyncio.sleep(LIMIT)
+        return self.found
+
+    async def config(self) -> dict[str, Any]:
+        return {"table": self.table}
+
+    async def metrics(self) -> bytes:
+        return b""
+
+    async def live(self) -> dict[str, Any]:
+        return {"requests": 1}
+
+    async def drain(self, *, soft: bool = False) -> None:
+        self.drains.append(soft)
+
+
+type Play = Callable[[Workers, Supervisor], Awaitable[None]]
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s")
+
+
+def play(folder: Path, ones: Sequence[One], action: Play) -> None:
+    async def run() -> None:
+        plan = Plan(arguments=(), listening=(), env={}, folder=folder)
+        supervisor = Supervisor(len(ones), plan, lambda _: None)
+        async with AsyncExitStack() as stack:
+            for worker, one in zip(supervisor.workers, ones, strict=True):
+                server = serve(one, f"unix:{plan.admin(worker.index)}")
+                stack.push_async_callback(server.close)
+                worker.trouble = None
+            await action(Workers(supervisor, plan), supervisor)
+
+    asyncio.run(asyncio.wait_for(run(), LIMIT))
+
+
+def test_all_are_ready_when_each_is(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert await workers.readiness() == Readiness((), under_way=5)
+
+    play(folder, [One(under_way=2), One(under_way=3)], action)
+
+
+def test_a_reason_that_all_have_is_told_once(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        found = await workers.readiness()
+        assert found.reasons == ("a key is missing", "draining")
+
+    play(folder, [One("a key is missing"), One("a key is missing", "draining")], action)
+
+
+def test_a_worker_that_does_not_serve_is_told_with_the_reason(folder: Path) -> None:
+    async def action(workers: Workers, supervisor: Supervisor) -> None:
+        supervisor.workers[1].trouble = "is starting"
+        assert await workers.readiness() == Readiness(("worker 2 is starting",), under_way=2)
+        assert await workers.config() == {"table": "a"}
+
+    play(folder, [One(under_way=2), One(under_way=9)], action)
+
+
+def test_a_worker_that_hangs_costs_a_bounded_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS", 0.2)
+    hanging = One()
+    hanging.hangs = True
+
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert (await workers.readiness()).reasons == ("worker 1 does not answer",)
+
+    play(folder, [hanging], action)
+
+
+def test_a_socket_that_no_one_listens_on_is_no_answer(folder: Path) -> None:
+    async def action(workers: Workers, supervisor: Supervisor) -> None:
+        supervisor.workers = Supervisor(2, supervisor._plan, lambda _: None).workers
+        for worker in supervisor.workers:
+            worker.trouble = None
+        assert (await workers.readiness()).reasons == ("worker 2 does not answer",)
+
+    play(folder, [One()], action)
+
+
+def test_workers_with_another_table_are_named(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert await workers.config() == {"table": "a", "differing_workers": [2]}
+
+    play(folder, [One(), One(table="b"), One()], action)
+
+
+def test_without_a_worker_there_is_no_table_and_nothing_live(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert "error" in await workers.config()
+        assert await workers.live() == {}
+
+    play(folder, [], action)
+
+
+def test_a_soft_drain_reaches_all_and_a_hard_one_ends_them(folder: Path) -> None:
+    ones = [One(), One()]
+
+    async def action(workers: Workers, supervisor: Supervisor) -> None:
+        await workers.drain(soft=True)
+        assert [one.drains for one in ones] == [[True], [True]]
+        assert not supervisor.ending.is_set()
+        assert (await workers.readiness()).reasons == ("draining",)
+        await workers.drain()
+        assert supervisor.ending.is_set()
+
+    play(folder, ones, action)
+
+
+def test_the_metrics_tell_how_the_workers_fare(folder: Path) -> None:
+    async def action(workers: Workers, supervisor: Supervisor) -> None:
+        supervisor.workers[1].trouble = "is starting"
+        supervisor.workers[1].restarts = 3
+        page = (await workers.metrics()).decode()
+        assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
+        assert 'pointsman_sidecar_worker_up{worker="2"} 0.0' in page
+        assert 'pointsman_sidecar_worker_restarts_total{worker="2"} 3.0' in page
+
+    play(folder, [One(), One()], action)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        (0, "ended with status 0", 0),
+        (1, "ended with status 1", 1),
+        (-9, "was killed by SIGKILL", 137),
+        (-77, "was killed by signal 77", 205),
+    ],
+)
+def test_an_end_is_described_as_people_and_shells_do(status: int, said: str, code: int) -> None:
+    assert describe(status) == said
+    assert exit_status(status) == code
