@@ -3,7 +3,6 @@
 It never answers for what it can't know: whatever it shows is looked at when it is asked for.
 """
 
-import importlib
 import ipaddress
 import logging
 import time
@@ -24,6 +23,7 @@ from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
+from pointsman.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -155,18 +155,13 @@ class Endpoint:
         }
 
     def _now_of(self, target: Target) -> dict[str, Any]:
-        credential = target.config.credential if target.config else None
+        key = show_key(target.config.credential if target.config else None)
         state = self._router.health.state(target, time.monotonic())
-        return {"state": state, **show_key(credential)}
+        return {"state": "no key" if "keyProblem" in key else state, **key}
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
-        try:
-            metrics = importlib.import_module("pointsman.telemetry.metrics")
-        except ModuleNotFoundError:
-            return b""
-        page: bytes = metrics.render()
-        return page
+        return metrics.render()
 
     async def live(self) -> dict[str, Any]:
         """Return the snapshot for the page."""

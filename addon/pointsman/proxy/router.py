@@ -241,9 +241,8 @@ class Router:
 
     def stop(self, error: RequestError) -> None:
         """Close everything that is open, for this reason."""
-        for requests in tuple(self._open.values()):
-            for request in tuple(requests):
-                request.abandon(error)
+        for request in self.requests_under_way:
+            request.abandon(error)
         self.mirrors.stop(error)
 
     # Asking a stream for its usage: some providers refuse the parameter.
