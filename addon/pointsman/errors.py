@@ -42,6 +42,19 @@ class NoTargetError(RequestError):
     flag = "UH"
 
 
+class KeyMissingError(NoTargetError):
+    """The rule that matched has no target left whose key can be had.
+
+    Attributes:
+        rule: that rule.
+        provider: the one that would have been called.
+    """
+
+    code = "no_key"
+    rule: str | None = None
+    provider: str | None = None
+
+
 class MalformedBodyError(RequestError):
     """A chat request whose body is not a JSON object."""
 
@@ -139,3 +152,18 @@ class InternalError(RequestError):
     kind = "server_error"
     code = "internal_error"
     flag = "IE"
+
+
+class StoppedError(RequestError):
+    """The proxy ends before the request does. Envoy calls that a local reset."""
+
+    status = 503
+    kind = "server_error"
+    code = "stopped"
+    flag = "LR"
+
+
+class DrainTimeoutError(StoppedError):
+    """The proxy has waited for the request to end, as long as it may."""
+
+    code = "drain_timeout"

@@ -39,6 +39,8 @@ LOOPBACK = "127.0.0.1"
 type Json = dict[str, Any]
 
 _ENTRY = '{"event":"llm_request",'
+_NO_ADMIN = ("--set", "llm_admin=off")
+_ADMIN = re.compile(r"admin endpoint at (\S+)")
 _LISTENING = re.compile(r"(?i)proxy.* listening at .*:(\d+)\.?\s*$")
 # Seen with Python 3.12.1 when mitmproxy ends while a client is connected: asyncio's own callback
 # asks the cancelled task of that connection for its exception. Nothing of ours is in it.
@@ -113,8 +115,9 @@ class Output:
 class Proxy:
     """A mitmproxy program with the addon loaded, as a process: a context manager.
 
-    Its options are the defaults but for a port, a folder for certificates and the rules. At its end
-    it must exit with 0, and it must have logged no error that the test has not named.
+    Its options are the defaults but for a port, a folder for certificates, the rules, and
+    `llm_admin`, which is off unless the test sets it: many run at once. At its end it must exit
+    with 0, and it must have logged no error that the test has not named.
 
     Args:
         confdir: where mitmproxy's own certificate authority is.
@@ -125,6 +128,7 @@ class Proxy:
         scripts: files in `scripts/` that are loaded after the addon.
         mode: mitmproxy's `--mode`, without a port.
         prefix: a command that runs the program, such as `ip netns exec`.
+        default_admin: leave `llm_admin` at its default.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class Proxy:
         host: str = LOOPBACK,
         port: int = 0,
         prefix: Sequence[str] = (),
+        default_admin: bool = False,
     ) -> None:
         self.confdir = confdir
         self.rules = rules
@@ -156,6 +161,7 @@ class Proxy:
             *("--set", f"confdir={confdir}", "--set", f"llm_rules={rules}"),
             *("--mode", mode, "--listen-host", host, "--listen-port", str(port)),
             *options,
+            *(() if default_admin or "llm_admin=" in " ".join(options) else _NO_ADMIN),
         ]
         self._env = {"PATH": os.environ["PATH"], "HOME": str(confdir), **(env or {})}
         self._process: subprocess.Popen[str]
@@ -261,9 +267,22 @@ class Proxy:
         """Let every error record pass at the end."""
         self._expected.append("")
 
+    @property
+    def admin(self) -> str:
+        """Where the admin endpoint listens, as the log tells."""
+        return self.out.wait(_admin_address, "an admin endpoint")
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal, without waiting for anything."""
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """End the process as an operator does, and look at what it leaves behind."""
-        self._process.send_signal(signal.SIGTERM)
+        self.signal()
+        self.ended()
+
+    def ended(self) -> None:
+        """Wait for the end of a process that has been told to end, and look at what it leaves."""
         code = self.wait()
         self.assert_no_more_entries()
         assert code == 0, f"exit {code}:\n{self.printed}"
@@ -330,6 +349,11 @@ class Proxy:
 def _listening_port(lines: list[str]) -> int:
     found = (_LISTENING.search(line) for line in lines)
     return next((int(match[1]) for match in found if match), 0)
+
+
+def _admin_address(lines: list[str]) -> str:
+    found = _ADMIN.search("".join(lines))
+    return found[1] if found else ""
 
 
 def _entries(lines: list[str]) -> list[Json]:

@@ -13,13 +13,16 @@ import pytest
 from mitmproxy import options, optmanager
 from mitmproxy.addons import default_addons
 from mitmproxy.addons.next_layer import NextLayer
-from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.proxyserver import Proxyserver, Servers
 from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
+from mitmproxy.master import Master
 from mitmproxy.proxy import server, tunnel
 from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
+from mitmproxy.proxy.layers.http._http2 import Http2Connection, Http2Server
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from pointsman.proxy import tuning
 from pointsman.proxy.attempts import AttemptingStream
@@ -165,3 +168,19 @@ def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> No
     ):
         assert message in source
         assert tuning._QUOTING.search(f"1.2.3.4:5: {message}: b'sk-secret'")
+
+
+def test_a_drain_finds_listeners_connections_and_what_moved_last() -> None:
+    assert parameters(Servers.update) == ["self", "modes"]
+    assert "self.last_activity = " in inspect.getsource(server.TimeoutWatchdog)
+    fields = {field.name for field in dataclasses.fields(server.ConnectionIO)}
+    assert {"handler", "reader", "writer"} <= fields
+    assert "register_activity" in inspect.getsource(server.ConnectionHandler.server_event)
+    assert "should_exit" in inspect.getsource(Master.shutdown)
+
+
+def test_an_http2_client_can_be_told_that_the_connection_ends() -> None:
+    connection = BufferedH2Connection(Http2Server.h2_conf)
+    assert connection.open_inbound_streams == 0
+    assert connection.highest_inbound_stream_id == 0
+    assert "self.h2_conn = " in inspect.getsource(Http2Connection.__init__)

@@ -21,6 +21,7 @@ from pointsman.errors import (
     NoRouteError,
     NoTargetError,
     RequestError,
+    StoppedError,
     UnsupportedEncodingError,
     UpstreamError,
     UpstreamProtocolError,
@@ -247,7 +248,7 @@ class Request:
         self.router, self.client, self.abandoned = router, client, 0
         router.opened(client, self)
 
-    def abandon(self) -> None:
+    def abandon(self, error: RequestError | None = None) -> None:
         self.abandoned += 1
         self.router.closed(self.client, self)
 
@@ -264,7 +265,7 @@ class TestOpen:
 
     def test_stopping_abandons_all(self, router: Router) -> None:
         requests = [Request(router, client) for client in ("a", "b", "b")]
-        router.stop()
+        router.stop(StoppedError("stopped"))
         assert [one.abandoned for one in requests] == [1, 1, 1]
         assert not router._open
 
@@ -289,6 +290,7 @@ ERRORS: list[tuple[type[RequestError], int, str]] = [
     (UpstreamResetError, 502, "UC"),
     (UpstreamProtocolError, 502, "UPE"),
     (InternalError, 502, "IE"),
+    (StoppedError, 503, "LR"),
 ]
 each_error = pytest.mark.parametrize(("error", "status", "flag"), ERRORS)
 

@@ -6,9 +6,15 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether traffic can be served; `reasons` say why not, each a phrase without keys or paths."""
+    """Whether traffic can be served.
+
+    `reasons` say why not, each a phrase without keys or paths; `warnings` what is amiss though it
+    can. `under_way` is how many LLM requests are being served now.
+    """
 
     reasons: tuple[str, ...] = ()
+    under_way: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -31,5 +37,8 @@ class Source(Protocol):
     async def live(self) -> dict[str, Any]:
         """Return the snapshot that the page shows (`telemetry.live`)."""
 
-    async def drain(self) -> None:
-        """Begin to drain: accept nothing new, let what is under way end."""
+    async def drain(self, *, soft: bool = False) -> None:
+        """Begin to drain: accept nothing new, let what is under way end, then exit.
+
+        `soft`: go on accepting, but be not ready and ask clients to come by new connections.
+        """

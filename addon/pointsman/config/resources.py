@@ -104,7 +104,12 @@ def _host_or_wildcard(value: str) -> str:
     return host_name(value)
 
 
-def _duration(value: object) -> float:
+def parse_duration(value: object) -> float:
+    """Return the seconds of `250ms`, `30s` or `1m30s`.
+
+    Raises:
+        ValueError: it is no duration.
+    """
     if isinstance(value, str) and _DURATION.match(value):
         return sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(value))
     wrong = "it is empty" if value is None else f"{value!r} is not a duration"
@@ -177,7 +182,7 @@ def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
 
 Host = Annotated[str, AfterValidator(host_name)]
 HostOrWildcard = Annotated[str, AfterValidator(_host_or_wildcard)]
-Duration = Annotated[float, BeforeValidator(_duration)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[Duration, Field(gt=0)]
 Address = Annotated[tuple[str, int], BeforeValidator(_address)]
 UrlPath = Annotated[str, AfterValidator(_path)]

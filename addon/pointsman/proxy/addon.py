@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
-from pointsman.config.problems import did_you_mean
+from pointsman.config.problems import Problem, did_you_mean
+from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
+from pointsman.proxy.draining import Drain
+from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -49,6 +53,8 @@ class Pointsman:
 
     def __init__(self) -> None:
         self.router = Router()
+        self.drain = Drain(self.router)
+        self.endpoint = Endpoint(self.router, self.drain)
         self._measuring = Measuring(self.router)
         self._access_log: AccessLog | None = None
         self._running = False
@@ -108,6 +114,10 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if self._running:
+            refuse_change(updated)
+        if "llm_drain_timeout" in updated:
+            self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
         if "llm_metrics" in updated:
@@ -134,6 +144,8 @@ class Pointsman:
             tuning.slim_down(ctx.master)
         tuning.redact_proxy_log()
         load_prices()
+        self.drain.listen_to_signals()
+        self.endpoint.open()
         self._measuring.running()
         self._watch()
 
@@ -142,7 +154,8 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
             self._watcher = None
-        self.router.stop()
+        self.endpoint.stop()
+        self.router.stop(self.drain.why())
         self._measuring.close()
         if self._access_log:
             self._access_log.close()
@@ -176,7 +189,6 @@ class Pointsman:
         try:
             loaded = load(self._rules, instance=self._instance)
         except LoadError as error:
-            self._measuring.rules_refused()
             raise exceptions.OptionsError(str(error)) from None
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
@@ -186,6 +198,7 @@ class Pointsman:
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
+        self.endpoint.rules_live(str(self._rules))
         self._measuring.rules_live()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
@@ -198,6 +211,10 @@ class Pointsman:
             skipped,
         )
 
+    def _refused(self, problems: Sequence[Problem]) -> None:
+        self.endpoint.rules_refused(problems)
+        self._measuring.rules_refused()
+
     def _watch(self) -> None:
         if self._watcher:
             self._watcher.cancel()
@@ -207,7 +224,7 @@ class Pointsman:
                 self._instance,
                 self._go_live,
                 self._seen,
-                self._measuring.rules_refused,
+                self._refused,
             )
         )
 
@@ -256,7 +273,8 @@ class Pointsman:
             start_tls(tls_start, tls_start.conn.settings)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """Bound how long the connection takes."""
+        """Bound how long the connection takes, and let none lead to our own endpoint."""
+        data.server.error = data.server.error or self.endpoint.refuse(data.server.address)
         self._connect_timeouts.begin(data.server)
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
@@ -337,6 +355,18 @@ def parse_size(text: str) -> int:
             f"llm_body_limit: {text!r} is not a size; write bytes, or a number with k, m or g"
         )
     return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def drain_timeout(text: str) -> float:
+    """Return the seconds of a duration.
+
+    Raises:
+        OptionsError: it is none.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise exceptions.OptionsError(f"llm_drain_timeout: {error}") from None
 
 
 def workload_name(labels: dict[str, str]) -> str | None:

@@ -17,7 +17,7 @@ from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import _upstream_proxy
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
-from mitmproxy.proxy.layers.http._http2 import Http2Client
+from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server
 
 from pointsman.errors import InternalError
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
@@ -43,6 +43,8 @@ class Layer(http_layer.HttpLayer):
             return
         try:
             yield from super()._handle_event(event)
+            if self.router.draining and not self.streams:
+                yield from self._part()
         except Exception as fault:  # noqa: BLE001 (mitmproxy would leave the client waiting)
             what = "the HTTP layer failed; closing the client's connection\n%s"
             logger.error(what, describe(fault))  # noqa: TRY400 (the message may quote a request)
@@ -51,6 +53,22 @@ class Layer(http_layer.HttpLayer):
                     stream.abandon(InternalError("internal error"))
             yield commands.CloseConnection(self.context.client)
             return
+
+    def _part(self) -> layer.CommandGenerator[None]:
+        """End an HTTP/2 connection whose streams have ended: its client comes by another.
+
+        (Over HTTP/1 the answers say so.) Announced any earlier, with streams still open, the end
+        makes clients that are built on h2, such as httpx, give these up.
+        """
+        child = self.connections.get(self.context.client)
+        if not isinstance(child, Http2Server):
+            return
+        h2 = child.h2_conn
+        used = h2.highest_inbound_stream_id and not h2.open_inbound_streams
+        if used and self.context.client.state is ConnectionState.OPEN:
+            h2.close_connection()
+            yield commands.SendData(self.context.client, h2.data_to_send())
+            yield commands.CloseConnection(self.context.client)
 
     def _is_stale(self, event: events.Event) -> bool:
         return (

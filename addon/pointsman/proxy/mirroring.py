@@ -16,11 +16,13 @@ import certifi
 import h11
 
 from pointsman.config.table import TimeLimits, TlsSettings
+from pointsman.errors import RequestError
 from pointsman.protocols import detect
 from pointsman.proxy.answer import Answer
 from pointsman.routing.request import text
 from pointsman.routing.rewriting import Outgoing
 from pointsman.telemetry.exchange import Attempt, Exchange
+from pointsman.telemetry.sinks import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -33,30 +35,39 @@ class Mirrors:
     """The copies under way."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], tuple[Exchange, Sink]] = {}
         self._told = False
 
-    def send(
-        self, outgoing: Outgoing, limits: TimeLimits, exchange: Exchange
-    ) -> asyncio.Future[None] | None:
-        """Begin to send a copy; its exchange is filled when the returned future is done.
+    def send(self, outgoing: Outgoing, limits: TimeLimits, exchange: Exchange, emit: Sink) -> None:
+        """Begin to send a copy; its exchange is filled and emitted when that has ended.
 
-        None: there are too many already, and this one is dropped.
+        Where there are too many already, this one is dropped.
         """
-        if len(self._tasks) >= _MOST:
+        if len(self._under_way) >= _MOST:
             if not self._told:
                 self._told = True
                 logger.warning("more than %d mirrored requests at once: some are dropped", _MOST)
-            return None
+            return
         task = asyncio.get_running_loop().create_task(_carry_out(outgoing, limits, exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self._under_way[task] = exchange, emit
+        task.add_done_callback(self._ended)
 
-    def stop(self) -> None:
-        """End what is under way."""
-        for task in tuple(self._tasks):
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if under_way := self._under_way.pop(task, None):
+            exchange, emit = under_way
+            emit(exchange)
+
+    def stop(self, error: RequestError) -> None:
+        """Cut what is under way, and emit it now: the log will be closed when the tasks end."""
+        for task, (exchange, emit) in tuple(self._under_way.items()):
+            del self._under_way[task]
             task.cancel()
+            exchange.flag(error.flag)
+            exchange.error = error.code
+            exchange.ended = time.perf_counter()
+            for attempt in exchange.attempts:
+                attempt.end(exchange.ended, status=exchange.status, error=error.code)
+            emit(exchange)
 
 
 async def _carry_out(outgoing: Outgoing, limits: TimeLimits, exchange: Exchange) -> None:

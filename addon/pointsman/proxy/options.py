@@ -6,6 +6,7 @@ from typing import Any
 from mitmproxy.addonmanager import Loader
 
 DEFAULT_RULES = "rules"
+DEFAULT_ADMIN = "127.0.0.1:15020"
 
 _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     (
@@ -46,6 +47,33 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         bool,
         False,
         "Decide and log where requests would go, and change nothing.",
+    ),
+    (
+        "llm_admin",
+        str,
+        DEFAULT_ADMIN,
+        (
+            "Where the admin endpoint listens: host:port, unix:/path, off. It shows the rules and"
+            " takes a drain, and is for this machine alone."
+        ),
+    ),
+    (
+        "llm_health",
+        str,
+        "off",
+        (
+            "host:port of a second listener that serves /healthz, /readyz and /metrics alone, for"
+            " probes from outside; off."
+        ),
+    ),
+    (
+        "llm_drain_timeout",
+        str,
+        "75s",
+        (
+            "How long the requests under way may take to end after SIGTERM or POST /drain; shorter"
+            " than terminationGracePeriodSeconds."
+        ),
     ),
     (
         "llm_metrics",

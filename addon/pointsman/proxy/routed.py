@@ -18,11 +18,18 @@ from mitmproxy.net.http import url
 
 from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
-from pointsman.errors import InternalError, NoRouteError, NoTargetError, RequestError
+from pointsman.errors import (
+    InternalError,
+    KeyMissingError,
+    NoRouteError,
+    NoTargetError,
+    RequestError,
+)
 from pointsman.protocols import detect
 from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import Answer
 from pointsman.proxy.claiming import port_of
+from pointsman.proxy.keys import no_key
 from pointsman.proxy.router import Decision, Router
 from pointsman.proxy.shaping import Shaper
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
@@ -161,6 +168,8 @@ class RoutedRequest:
             self.exchange.client_model = request.model
             self._decide(request)
         except RequestError as error:
+            if isinstance(error, KeyMissingError):
+                self.exchange.rule, self.exchange.provider = error.rule, error.provider
             return self._unless_observing(error)
         except Exception:
             logger.exception("no decision could be made")
@@ -228,13 +237,15 @@ class RoutedRequest:
             except RequestError as error:
                 return error
             except CredentialError as error:
-                logger.error("the key of provider %s: %s", self.exchange.provider, error)  # noqa: TRY400
-                if target and not self.attempts_left():
-                    return NoTargetError(f"The key of the provider {target.provider} is missing.")
-                if target:
-                    attempt = Attempt(target.provider, target.host, started)
-                    attempt.end(started, error="no key")
-                    self.exchange.attempts.append(attempt)
+                # Gone since the plan was made.
+                assert target
+                assert self.decision
+                self._router.keys.tell(target, error)
+                if not self.attempts_left():
+                    return no_key(self.decision.rule.name, [target.provider])
+                attempt = Attempt(target.provider, target.host, started)
+                attempt.end(started, error="no key")
+                self.exchange.attempts.append(attempt)
             except Exception:
                 logger.exception("a request could not be rewritten")
                 return InternalError("Pointsman failed to handle this request.")
@@ -284,6 +295,8 @@ class RoutedRequest:
         wanted = decision.rule.mirror
         if wanted is None or not self._router.mirrors_now(decision.rule):
             return
+        if not self._router.keys.available(wanted.target):
+            return
         try:
             outgoing = rewrite(wanted.target, self.client_request())
         except (RequestError, CredentialError) as error:
@@ -310,8 +323,7 @@ class RoutedRequest:
             request_bytes=own.request_bytes,
         )
         emit = self._router.sinks.emit
-        if sending := self._router.mirrors.send(outgoing, wanted.target.limits, copy):
-            sending.add_done_callback(lambda _: emit(copy))
+        self._router.mirrors.send(outgoing, wanted.target.limits, copy, emit)
 
     def attempts_left(self) -> bool:
         """Tell whether the plan has another attempt."""
@@ -389,6 +401,7 @@ class RoutedRequest:
         """Put on the flow what the client gets when no attempt is left."""
         if self._last_answer is not None:
             self.flow.response = self._last_answer
+            self._part(self.flow.response)
             self.exchange.response_bytes = len(self._last_answer.raw_content or b"")
             self.exchange.error = self.exchange.error or error.code
             self.answer = None
@@ -452,6 +465,7 @@ class RoutedRequest:
         if response.status_code != _SWITCHING_PROTOCOLS:
             headers.fields = without_hop_by_hop(headers.fields)
             self._frame(response, resized=self.answer.filters)
+            self._part(response)
             response.stream = self.pass_on
         self.exchange.overhead += time.perf_counter() - started
 
@@ -515,6 +529,15 @@ class RoutedRequest:
             headers["transfer-encoding"] = "chunked"
             response.http_version = "HTTP/1.1"
 
+    def _part(self, response: http.Response) -> None:
+        """While the process drains, ask the client to come again by another connection.
+
+        (Over HTTP/2 the layer does that.)
+        """
+        request = self.flow.request
+        if self._router.draining and not (request.is_http2 or request.is_http3):
+            response.headers["connection"] = "close"
+
     def pass_on(self, chunk: bytes) -> list[bytes]:
         """Take a chunk of the answer (b"" at its end) and return what the client gets now."""
         started = self.last_chunk = time.perf_counter()
@@ -553,6 +576,7 @@ class RoutedRequest:
         self.exchange.response_bytes = len(body)
         headers = {"content-type": "application/json", "x-pointsman-error": error.code}
         self.flow.response = http.Response.make(error.status, body, headers)
+        self._part(self.flow.response)
 
     def _error_body(self, error: RequestError) -> bytes:
         return error_body(

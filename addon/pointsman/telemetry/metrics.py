@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+import pointsman
 from pointsman.config.resources import normalise_host
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.chunks import ChunkTimes
@@ -383,11 +384,4 @@ def _put(family: Family[Gauge], values: Mapping[Labels, float]) -> None:
 
 
 def _build() -> Labels:
-    return (_version("pointsman"), _version("mitmproxy"), platform.python_version())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "source"  # run from a checkout
+    return (pointsman.__version__, version("mitmproxy"), platform.python_version())
