@@ -50,7 +50,6 @@ from pointsman.telemetry.reading import Reading, RulesReading
 __all__ = ["CONTENT_TYPE", "REGISTRY", "Metrics", "render", "worker_gone"]
 
 _MOST_MODELS = 100  # that no rule names; asked for and answered with, each
-
 _MOST_CACHED = 2000  # exchanges whose labels are kept at hand
 _MOST_TARGETS = 1000
 
@@ -190,7 +189,8 @@ class Metrics(Collector):
         self._families.load_good().set(0)
 
     def _prune(self) -> None:
-        rules = {(clean(route), clean(rule)) for route, rule in self._rules.rules} | {(NONE, NONE)}
+        rules = {(clean(route), clean(rule)) for route, rule in self._rules.rules}
+        rules |= {(route, NONE) for route, _ in rules} | {(NONE, NONE)}  # where no rule matches
         providers = {clean(name) for name in self._rules.providers.values()} | {NONE, OTHER}
         hosts = {clean(host) for host in self._rules.providers} | {NONE, OTHER}
 
@@ -200,10 +200,8 @@ class Metrics(Collector):
             host = labels.get("server_address", NONE)
             return rule in rules and provider in providers and host in hosts
 
-        families = self._families
-        for family in families:
-            if family not in (families.share, families.state):
-                family.prune(keep)
+        for family in self._families:
+            family.prune(keep)
 
     # --- exchanges --------------------------------------------------------------------------------
 
