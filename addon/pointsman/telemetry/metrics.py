@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from threading import Lock
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -155,6 +156,7 @@ class Metrics(Collector):
         self._providers: frozenset[str] = frozenset()
         self._series: dict[Hashable, _Series] = {}
         self._attempts: dict[Hashable, Counter] = {}
+        self._changing = Lock()  # the text may be made in another thread than records come from
         self._families.build(*_build()).set(1)
         registry.register(self)
 
@@ -175,8 +177,9 @@ class Metrics(Collector):
         self._answered.know(rules.models)
         self._series.clear()
         self._attempts.clear()
-        if not shared():
-            self._prune()
+        with self._changing:
+            if not shared():
+                self._prune()
         families = self._families
         families.loads("loaded").inc()
         families.load_good().set(1)
@@ -311,7 +314,12 @@ class Metrics(Collector):
 
     def refresh(self) -> None:
         """Read what no exchange tells. Where values go to files, call it now and then."""
-        reading, families = self._read(), self._families
+        reading = self._read()
+        with self._changing:
+            self._take(reading)
+
+    def _take(self, reading: Reading) -> None:
+        families = self._families
         families.open().set(reading.requests)
         families.streams().set(reading.streams)
         shares: dict[Labels, float] = {}
