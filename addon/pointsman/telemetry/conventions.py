@@ -58,6 +58,7 @@ _ERRORS_BY_FLAG = {
     "DPE": "bad_request",
     "UAEX": "host_not_allowed",
     "IE": "internal_error",
+    "LR": "stopped",
 }
 _STATUS = {int(status): str(int(status)) for status in HTTPStatus}
 FIRST_ERROR = 400
