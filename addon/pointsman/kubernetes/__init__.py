@@ -1,0 +1,1 @@
+"""Kubernetes: what is put beside an application, and what is read from a cluster."""
