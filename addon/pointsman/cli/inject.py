@@ -51,7 +51,7 @@ def inject(  # noqa: PLR0913 (the options of a sidecar)
     ] = None,
     workers: Annotated[int | None, _option("Processes of the proxy.  [default: 1]")] = None,
     proxy_port: Annotated[
-        int | None, _option("The first port that the proxy listens on.  [default: 15001]")
+        int | None, _option("The port that the proxy listens on.  [default: 15001]")
     ] = None,
     include_ports: Annotated[
         str | None, _option("The ports whose connections are redirected.  [default: 80,443]")

@@ -255,11 +255,7 @@ def _check(spec: dict[str, Value], settings: Settings) -> None:
                     f" annotation {STATUS}); rename it"
                 )
     _check_user(spec, "the pod")
-    ports = {
-        sidecar.ADMIN_PORT,
-        sidecar.HEALTH_PORT,
-        *range(settings.proxy_port, settings.proxy_port + settings.workers),
-    }
+    ports = {sidecar.ADMIN_PORT, sidecar.HEALTH_PORT, settings.proxy_port}
     for container in _applications(spec):
         called = f"container {text_at(container, 'name')!r}"
         _check_user(container, called)

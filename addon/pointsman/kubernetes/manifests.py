@@ -35,6 +35,7 @@ _PLAIN = "!plain"
 # Anything else is a text, and safer in quotes.
 _STAYS_PLAIN = re.compile(r"(?!---|\.\.\.)[ -~]*\Z")
 _NULL = {"", "~", "null", "Null", "NULL"}
+_COMMENTS = re.compile(r"\s*(?:#[^\n]*\s*)*")
 # Of the texts that are added: those that no version of YAML takes for something else. What begins
 # with a letter is text but for a few words.
 _SURELY_TEXT = re.compile(
@@ -44,7 +45,7 @@ _SURELY_TEXT = re.compile(
 )
 
 
-class ManifestError(ValueError):
+class ManifestError(Exception):
     """A manifest that can't be read or changed: the message says where and why."""
 
 
@@ -87,7 +88,7 @@ def read(text: str) -> list[Document]:
         loader = _Loader(text)
         while loader.check_node():
             if root := loader.get_node():
-                documents.append(_document(len(documents) + 1, root))
+                documents.append(_document(len(documents) + 1, root, text))
     except DefectError as error:
         raise _error(len(documents), error.line, str(error)) from None
     except yaml.MarkedYAMLError as error:
@@ -114,13 +115,12 @@ def write(text: str, documents: list[Document]) -> str:
     for document in documents:
         if not document.changed:
             continue
-        before, after = text[done : document.start], text[document.end :]
+        before = text[done : document.start]
         if (line := before.rpartition("\n")[2]).isspace():  # the whole document is indented
             before = before.removesuffix(line)
         elif line:  # `--- {…}`
             before = before.rstrip(" \t") + "\n"
-        body = _dump(document.value)
-        parts += [before, body.removesuffix("\n") if after[:1] in {"\n", "\r"} else body]
+        parts += [before, _dump(document.value)]
         done = document.end
     return "".join(parts) + text[done:]
 
@@ -198,13 +198,18 @@ def is_null(value: Value) -> bool:
     return value is None
 
 
-def _document(number: int, root: Node) -> Document:
+def _document(number: int, root: Node, text: str) -> Document:
     builder = _Builder()
     value = builder.build(root)
     for line, message in builder.duplicates:
         raise _error(number - 1, line, message)
-    start, end = root.start_mark.index, root.end_mark.index
-    return Document(number, line_of(root), None if is_null(value) else value, start, end)
+    # A mapping in braces ends before the comments that follow it, any other after them.
+    end = root.end_mark.index
+    if comments := _COMMENTS.match(text, end):
+        end = comments.end()
+    if is_null(value):
+        value = None
+    return Document(number, line_of(root), value, root.start_mark.index, end)
 
 
 def _child(parent: dict[str, Value], name: str, kind: type[Any], called: str) -> Any:
@@ -281,6 +286,8 @@ class _Builder(Builder):
 def _as_written(node: Node) -> ScalarNode:
     assert isinstance(node, ScalarNode)  # noqa: S101 (the builder refuses other keys)
     tag, style = node.tag, node.style
+    if tag != _PLAIN and not tag.startswith(TAG):
+        raise DefectError("this YAML tag is not supported; remove it", node)
     if tag == _PLAIN and not _STAYS_PLAIN.match(node.value):
         tag, style = _TEXT, '"'
     # What is folded keeps its lines; how it was broken to fit a page is not kept.

@@ -22,6 +22,7 @@ PREFIX = "pointsman.io/"
 SWITCH = f"{PREFIX}inject"
 STATUS = f"{PREFIX}status"
 
+PROXY_PORT = 15001
 _LARGEST_PORT = 65535
 _MOST_WORKERS = 64
 _NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
@@ -64,10 +65,12 @@ def _matching(pattern: str, called: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _port(value: str) -> str:
-    if not value.isdecimal() or not 0 < int(value) <= _LARGEST_PORT:
-        raise ValueError(f"{value!r} is not a port")
-    return str(int(value))
+def _ports(value: str) -> str:
+    numbers = [int(part) if part.isdecimal() else 0 for part in value.split("-")]
+    in_range = all(0 < number <= _LARGEST_PORT for number in numbers)
+    if len(numbers) > 2 or not in_range or numbers != sorted(numbers):  # noqa: PLR2004 (a range)
+        raise ValueError(f"{value!r} is not a port, nor a range such as 8000-8010")
+    return "-".join(map(str, numbers))
 
 
 def _cidr(value: str) -> str:
@@ -77,7 +80,7 @@ def _cidr(value: str) -> str:
         raise ValueError(f"{value!r} is not a range of addresses ({error})") from None
 
 
-type _Ports = Annotated[tuple[Annotated[str, AfterValidator(_port)], ...], BeforeValidator(_split)]
+type _Ports = Annotated[tuple[Annotated[str, AfterValidator(_ports)], ...], BeforeValidator(_split)]
 type _Cidrs = Annotated[tuple[Annotated[str, AfterValidator(_cidr)], ...], BeforeValidator(_split)]
 type _Name = Annotated[str, _matching(_NAME, "a name that Kubernetes allows")]
 type _Quantity = Annotated[str, _matching(_QUANTITY, "a quantity such as 500m, 1, 256Mi")]
@@ -93,7 +96,7 @@ class Settings(BaseModel):
         keys_secret: a Secret whose entries are variables, and files in /etc/pointsman/keys.
         ca_secret: a Secret of the type kubernetes.io/tls; without one, each pod makes its own.
         workers: processes of the proxy; each can use one core.
-        proxy_port: where redirected connections arrive.
+        proxy_port: where redirected connections arrive, for all workers.
         include_ports, exclude_ports: which destination ports are redirected.
         include_cidrs, exclude_cidrs: which destination addresses are.
         passthrough_hosts: never decrypted.
@@ -111,7 +114,7 @@ class Settings(BaseModel):
     keys_secret: _Name | None = None
     ca_secret: _Name | None = None
     workers: int = Field(default=1, ge=1, le=_MOST_WORKERS)
-    proxy_port: int = Field(default=15001, ge=1024, le=_LARGEST_PORT)
+    proxy_port: int = Field(default=PROXY_PORT, ge=1024, le=_LARGEST_PORT)
     include_ports: _Ports = ("80", "443")
     exclude_ports: _Ports = ()
     include_cidrs: _Cidrs = ()

@@ -11,7 +11,7 @@ The private key is in a volume that only 1 and 3 mount.
 
 from typing import Any
 
-from pointsman.kubernetes.settings import Settings
+from pointsman.kubernetes.settings import PROXY_PORT, Settings
 
 UID = 1337
 HEALTH_PORT = 15021
@@ -47,7 +47,7 @@ TRUST_VARIABLES = {
     "SSL_CERT_FILE": _BUNDLE,
     "REQUESTS_CA_BUNDLE": _BUNDLE,
     "CURL_CA_BUNDLE": _BUNDLE,
-    "NODE_EXTRA_CA_CERTS": f"{TRUST}/ca.pem",
+    "NODE_EXTRA_CA_CERTS": f"{TRUST}/pointsman-ca.pem",
     "GIT_SSL_CAINFO": _BUNDLE,
 }
 
@@ -72,7 +72,7 @@ def volumes(settings: Settings) -> list[dict[str, Any]]:
     """Return the volumes that they need."""
     made: list[dict[str, Any]] = [
         # In memory: the private key never lies on a disk of the node.
-        {"name": "pointsman-state", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+        {"name": "pointsman-state", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
         {"name": TRUST_VOLUME, "emptyDir": {"sizeLimit": "16Mi"}},
         {"name": "pointsman-tmp", "emptyDir": {"sizeLimit": "64Mi"}},
         {
@@ -124,12 +124,7 @@ def _ca(settings: Settings) -> dict[str, Any]:
 
 
 def _redirect(settings: Settings) -> dict[str, Any]:
-    ports = (
-        f"{settings.proxy_port}:{settings.proxy_port + settings.workers - 1}"
-        if settings.workers > 1
-        else str(settings.proxy_port)
-    )
-    arguments = ["apply", "-p", ports, "-u", str(UID), "-g", str(UID)]
+    arguments = ["apply", "-p", str(settings.proxy_port), "-u", str(UID), "-g", str(UID)]
     for flag, items in (
         ("-q", settings.include_ports),
         ("-o", settings.exclude_ports),
@@ -207,9 +202,9 @@ def _proxy(settings: Settings, workload: str | None, grace: int) -> dict[str, An
 def _arguments(settings: Settings, grace: int) -> list[str]:
     options = {
         "llm_admin": f"127.0.0.1:{ADMIN_PORT}",
-        "llm_health": f"0.0.0.0:{HEALTH_PORT}",
+        "llm_health": f":{HEALTH_PORT}",  # IPv4 and IPv6
         "llm_labels": f"{_POD_INFO}/labels",
-        "llm_drain_timeout": str(max(grace - _LEFT_TO_STOP, 1)),
+        "llm_drain_timeout": f"{max(grace - _LEFT_TO_STOP, 1)}s",
     }
     if settings.passthrough_hosts:
         options["llm_passthrough"] = ",".join(settings.passthrough_hosts)
@@ -219,6 +214,8 @@ def _arguments(settings: Settings, grace: int) -> list[str]:
     arguments = ["run", "--sidecar", "--rules", settings.rules or _RULES]
     if settings.workers > 1:
         arguments += ["--workers", str(settings.workers)]
+    if settings.proxy_port != PROXY_PORT:
+        arguments += ["--port", str(settings.proxy_port)]
     for setting in [*given, *settings.set]:
         arguments += ["--set", setting]
     return arguments
