@@ -24,12 +24,50 @@ from pointsman.kubernetes.manifests import (
 from tests.kubernetes.injecting import KUBECTL, document, read_by_kubectl
 
 # What YAML 1.1, YAML 1.2 and go-yaml read differently, or lose when values are written anew.
-TRAPS = (
-    "on off yes no y n Y true True null ~ "
-    "1e3 1E3 0o7 0644 0x1F 0b11 1_000 1:30 12:30:45 .5 5. "
-    "1. +1 -1 .inf -.inf .nan 2024-01-31 2001-12-14T21:59:43Z 1.10 1.0 00 "
-    "08 9007199254740993 123456789012345678901234567890 = 1,000 12e03 0.1e-7 Infinity nan "
-).split()
+TRAPS = [
+    "on",
+    "off",
+    "yes",
+    "no",
+    "y",
+    "n",
+    "Y",
+    "true",
+    "True",
+    "null",
+    "~",
+    "1e3",
+    "1E3",
+    "0o7",
+    "0644",
+    "0x1F",
+    "0b11",
+    "1_000",
+    "1:30",
+    "12:30:45",
+    ".5",
+    "5.",
+    "1.",
+    "+1",
+    "-1",
+    ".inf",
+    "-.inf",
+    ".nan",
+    "2024-01-31",
+    "2001-12-14T21:59:43Z",
+    "1.10",
+    "1.0",
+    "00",
+    "08",
+    "9007199254740993",
+    "123456789012345678901234567890",
+    "=",
+    "1,000",
+    "12e03",
+    "0.1e-7",
+    "Infinity",
+    "nan",
+]
 
 
 def rewritten(text: str) -> str:
