@@ -118,7 +118,7 @@ def test_the_base_is_the_same_pinned_one_in_both_stages() -> None:
     name, _, image = argument.text.partition("=")
     assert re.fullmatch(r"python:3\.12-slim-[a-z]+", image)
     assert [stage[0].words[0] for stage in (BUILD, FINAL)] == [f"${{{name}}}"] * 2
-    assert "3.12" in (ROOT / ".python-version").read_text()
+    assert PROJECT["requires-python"] == ">=3.12"
 
 
 def test_it_runs_as_the_proxys_user() -> None:

@@ -179,4 +179,4 @@ def _say(error: ValidationError) -> str:
     """Say what the first error is, as the validators above have worded it."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
-    return f"{first['loc'][0]}: {message}" if first["loc"] else message
+    return f"{_dashed(str(first['loc'][0]))}: {message}" if first["loc"] else message
