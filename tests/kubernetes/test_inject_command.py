@@ -7,6 +7,7 @@ from typer.testing import CliRunner, Result
 
 from pointsman import __version__
 from pointsman.cli import app
+from pointsman.kubernetes.settings import OPTIONS
 from tests.kubernetes.injecting import GOLDEN, containers_of, document, documents
 
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: a}]}\n"
@@ -179,6 +180,12 @@ def test_what_is_left_alone_on_purpose_is_no_warning() -> None:
     assert result.exit_code == 0
     assert result.stdout == text
     assert "left as it is" in result.stderr
+
+
+def test_the_documentation_has_every_option() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text()
+    for name in OPTIONS | {"strict"}:
+        assert f"`--{name}`" in text
 
 
 def test_line_ends_stay_as_they_are() -> None:
