@@ -1,1 +1,1 @@
-"""Kubernetes: what is put beside an application, and what is read from a cluster."""
+"""What Kubernetes sees of Pointsman: its definitions, its rules' objects, what they refer to."""

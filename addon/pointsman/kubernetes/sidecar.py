@@ -181,7 +181,7 @@ def _proxy(settings: Settings, workload: str | None, grace: int) -> dict[str, An
         mounts.append(_mount("pointsman-keys", _KEYS, read_only=True))
     return container | {
         "ports": [{"name": "pointsman-http", "containerPort": HEALTH_PORT}],
-        "startupProbe": _probe("/readyz", period=1, failures=60),
+        "startupProbe": _probe("/readyz", period=1, failures=120),
         "readinessProbe": _probe("/readyz", period=5, failures=3),
         "livenessProbe": _probe("/healthz", period=10, failures=6),
         # Run when the pod's termination begins, while the application still finishes its work.
