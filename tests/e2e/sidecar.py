@@ -63,7 +63,7 @@ class Sidecar:
             *("--confdir", str(confdir), "--mode", mode, "--port", str(port)),
             *(("--rules", str(rules)) if rules else ()),
             *("--set", "llm_admin=127.0.0.1:0"),
-            *(part for name in [*scripts, "standin.py"] for part in ("-s", str(SCRIPTS / name))),
+            *(part for name in scripts for part in ("-s", str(SCRIPTS / name))),
             *options,
         ]
         own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ADDON.parent)}

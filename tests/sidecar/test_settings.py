@@ -19,7 +19,7 @@ def test_nothing_given_is_a_transparent_sidecar_on_loopback() -> None:
     found = check(Given())
     assert (found.workers, found.port, found.hosts, found.mode) == (1, 15001, (), "transparent")
     assert (found.confdir, found.secret) == (DEFAULT_CONFDIR, None)
-    assert (found.admin, found.health, found.arguments) == ("127.0.0.1:15020", "", ())
+    assert (found.admin, found.health, found.arguments) == ("127.0.0.1:15020", "off", ())
 
 
 def test_what_the_workers_share_is_taken_from_their_arguments() -> None:

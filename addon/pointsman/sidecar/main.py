@@ -11,7 +11,7 @@ from pointsman.admin.server import serve
 from pointsman.sidecar import listening, runtime
 from pointsman.sidecar.output import log_to_stdout
 from pointsman.sidecar.process import Plan
-from pointsman.sidecar.settings import Given, Settings, SettingsError, check
+from pointsman.sidecar.settings import OFF, Given, Settings, SettingsError, check
 from pointsman.sidecar.supervisor import Supervisor
 from pointsman.sidecar.workers import Workers
 from pointsman.telemetry import exposition
@@ -48,7 +48,7 @@ async def _run(settings: Settings) -> int:
         port = sockets[0].getsockname()[1]
         plan = Plan(
             arguments=(
-                *("--set", f"confdir={settings.confdir}", "--set", "llm_health="),
+                *("--set", f"confdir={settings.confdir}", "--set", f"llm_health={OFF}"),
                 *("--mode", settings.mode, "--listen-port", str(port)),
                 *settings.arguments,
             ),
@@ -64,7 +64,7 @@ async def _run(settings: Settings) -> int:
         source = Workers(supervisor, plan)
         addresses = {}
         for name, address in (("admin", settings.admin), ("health", settings.health)):
-            if address:
+            if address != OFF:
                 server = serve(source, address, health_only=name == "health")
                 stack.push_async_callback(server.close)
                 addresses[name] = server.address
