@@ -1,1 +1,3 @@
 """Pointsman: a transparent router for LLM traffic."""
+
+__version__ = "0.1.0"

@@ -42,6 +42,19 @@ class NoTargetError(RequestError):
     flag = "UH"
 
 
+class KeyMissingError(NoTargetError):
+    """The rule that matched has no target left whose key can be had.
+
+    Attributes:
+        rule: that rule.
+        provider: the one that would have been called.
+    """
+
+    code = "no_key"
+    rule: str | None = None
+    provider: str | None = None
+
+
 class MalformedBodyError(RequestError):
     """A chat request whose body is not a JSON object."""
 

@@ -72,7 +72,7 @@ def test_it_answers_probes() -> None:
         assert (health.status_code, health.text) == (200, "ok\n")
         ready = await client.get("/readyz")
         assert ready.status_code == 200
-        assert ready.json() == {"ready": True, "reasons": [], "under_way": 3}
+        assert ready.json() == {"ready": True, "reasons": [], "warnings": [], "under_way": 3}
 
     served(Told(), play)
 

@@ -128,6 +128,7 @@ class Proxy:
         scripts: files in `scripts/` that are loaded after the addon.
         mode: mitmproxy's `--mode`, without a port.
         prefix: a command that runs the program, such as `ip netns exec`.
+        default_admin: leave `llm_admin` at its default.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Proxy:
         host: str = LOOPBACK,
         port: int = 0,
         prefix: Sequence[str] = (),
+        default_admin: bool = False,
     ) -> None:
         self.confdir = confdir
         self.rules = rules
@@ -159,7 +161,7 @@ class Proxy:
             *("--set", f"confdir={confdir}", "--set", f"llm_rules={rules}"),
             *("--mode", mode, "--listen-host", host, "--listen-port", str(port)),
             *options,
-            *(() if any(o.startswith("llm_admin=") for o in options) else _NO_ADMIN),
+            *(() if default_admin or "llm_admin=" in " ".join(options) else _NO_ADMIN),
         ]
         self._env = {"PATH": os.environ["PATH"], "HOME": str(confdir), **(env or {})}
         self._process: subprocess.Popen[str]

@@ -58,17 +58,23 @@ class Server:
 
     Attributes:
         address: where it listens, with the real port: `127.0.0.1:15020`, `unix:/path`.
+        health_only: whether it tells of health and metrics alone.
     """
 
-    def __init__(self, server: HTTPServer, bound: "_Bound") -> None:
+    def __init__(self, server: HTTPServer, bound: "_Bound", *, health_only: bool) -> None:
         self.address = bound.address
+        self.health_only = health_only
         self._server = server
         self._bound = bound
 
-    async def close(self) -> None:
-        """Stop listening and close every connection; a second call changes nothing."""
+    def stop(self) -> None:
+        """Stop listening; a second call changes nothing."""
         self._server.stop()
         self._bound.remove_file()
+
+    async def close(self) -> None:
+        """Stop listening and close every connection; a second call changes nothing."""
+        self.stop()
         await self._server.close_all_connections()
 
 
@@ -104,7 +110,7 @@ def serve(source: Source, address: str, *, health_only: bool = False) -> Server:
         body_timeout=_BODY_SECONDS,
     )
     server.add_sockets([bound.socket])
-    return Server(server, bound)
+    return Server(server, bound, health_only=health_only)
 
 
 # --- where it listens -----------------------------------------------------------------------------
@@ -337,6 +343,7 @@ class _Ready(Handler):
         answer = {
             "ready": found.ready,
             "reasons": list(found.reasons),
+            "warnings": list(found.warnings),
             "under_way": found.under_way,
         }
         self.write_json(answer, 200 if found.ready else 503)

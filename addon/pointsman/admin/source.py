@@ -8,12 +8,13 @@ from typing import Any, Protocol
 class Readiness:
     """Whether traffic can be served.
 
-    `reasons` say why not, each a phrase without keys or paths. `under_way` is how many LLM requests
-    are being served now.
+    `reasons` say why not, each a phrase without keys or paths; `warnings` what is amiss though it
+    can. `under_way` is how many LLM requests are being served now.
     """
 
     reasons: tuple[str, ...] = ()
     under_way: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

@@ -71,6 +71,11 @@ class KeyFile:
         self._secret = ""
         self.reveal()
 
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
     def reveal(self) -> str:
         """Return the key as the file has it, at most one second late."""
         now = time.monotonic()
@@ -86,7 +91,9 @@ class KeyFile:
                 raise CredentialError(
                     f"the key file {self._path} is not a file; give the key's own"
                 )
-            identity = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            # The time of change too: a copy that keeps its times may be as long as the old key.
+            times = (stat.st_mtime_ns, stat.st_ctime_ns)
+            identity = (stat.st_dev, stat.st_ino, *times, stat.st_size)
             if identity == self._identity:
                 return
             with self._path.open(encoding="utf-8") as file:

@@ -171,6 +171,7 @@ def proxy(
         "llm_rules": rules.path,
         "llm_access_log": directory / "access.jsonl",
         "flow_detail": 0,
+        "llm_admin": "off",
         "termlog_verbosity": "info",
     }
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]

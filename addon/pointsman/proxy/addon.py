@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
-from pointsman.config.problems import did_you_mean
+from pointsman.config.problems import Problem, did_you_mean
 from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
+from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -53,6 +55,7 @@ class Pointsman:
         self.router = Router()
         self.drain = Drain(self.router)
         self._measuring = Measuring(self.router)
+        self.endpoint = Endpoint(self.router, self.drain)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -111,6 +114,8 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if self._running:
+            refuse_change(updated)
         if "llm_drain_timeout" in updated:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         if "llm_access_log" in updated:
@@ -141,6 +146,7 @@ class Pointsman:
         load_prices()
         self.drain.listen_to_signals()
         self._measuring.running()
+        self.endpoint.open()
         self._watch()
 
     def done(self) -> None:
@@ -148,6 +154,7 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
             self._watcher = None
+        self.endpoint.stop()
         self.router.stop(self.drain.why())
         self._measuring.close()
         if self._access_log:
@@ -193,6 +200,7 @@ class Pointsman:
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
         self._measuring.rules_live()
+        self.endpoint.rules_live(str(self._rules))
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -204,6 +212,10 @@ class Pointsman:
             skipped,
         )
 
+    def _rules_refused(self, problems: Sequence[Problem]) -> None:
+        self._measuring.rules_refused()
+        self.endpoint.rules_refused(problems)
+
     def _watch(self) -> None:
         if self._watcher:
             self._watcher.cancel()
@@ -213,7 +225,7 @@ class Pointsman:
                 self._instance,
                 self._go_live,
                 self._seen,
-                self._measuring.rules_refused,
+                self._rules_refused,
             )
         )
 
@@ -262,7 +274,8 @@ class Pointsman:
             start_tls(tls_start, tls_start.conn.settings)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """Bound how long the connection takes."""
+        """Bound how long the connection takes, and let none lead to our own endpoint."""
+        data.server.error = data.server.error or self.endpoint.refuse(data.server.address)
         self._connect_timeouts.begin(data.server)
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:

@@ -34,6 +34,7 @@ from pointsman.config.table import RetryCondition
 from pointsman.errors import (
     ConnectTimeoutError,
     IdleTimeoutError,
+    KeyMissingError,
     RequestError,
     UpstreamError,
     UpstreamProtocolError,
@@ -76,7 +77,8 @@ class AttemptingStream(HttpStream):
         self.heard = None
         call = ours.begin_call(again=again)
         if isinstance(call, RequestError):
-            ours.refuse(call)
+            # What an earlier attempt was answered counts more than a key that has gone since.
+            (ours.give_up if isinstance(call, KeyMissingError) else ours.refuse)(call)
             yield from self.send_local_response()
             return
         command = self._connection_for(call)

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from watchfiles import awatch
 
 from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
+from pointsman.config.problems import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +23,12 @@ async def watch_rules(
     instance: Instance,
     go_live: Callable[[Loaded], None],
     seen: object,
-    refused: Callable[[], None] = lambda: None,
+    refused: Callable[[Sequence[Problem]], None] = lambda _: None,
 ) -> None:
     """Load the rules again whenever they change, until cancelled.
 
     `seen` is their fingerprint from before they were loaded. A bad reload keeps what is live, logs
-    every error and calls `refused`.
+    every error and gives them to `refused`.
     """
     while True:
         async for _ in _ticks(path):
@@ -35,8 +36,7 @@ async def watch_rules(
             if now == seen:
                 continue
             seen = now
-            if not await _reload(path, instance, go_live):
-                refused()
+            await _reload(path, instance, go_live, refused)
 
 
 async def _ticks(path: Path) -> AsyncIterator[object]:
@@ -59,15 +59,19 @@ async def _ticks(path: Path) -> AsyncIterator[object]:
         yield None
 
 
-async def _reload(path: Path, instance: Instance, go_live: Callable[[Loaded], None]) -> bool:
-    """Load and make live; tell whether that went well."""
+async def _reload(
+    path: Path,
+    instance: Instance,
+    go_live: Callable[[Loaded], None],
+    refused: Callable[[Sequence[Problem]], None],
+) -> None:
     try:
         loaded = await asyncio.to_thread(load, path, instance=instance)
     except LoadError as error:
         logger.error("the rules were not reloaded, the last good ones stay:\n%s", error)  # noqa: TRY400
+        refused(error.problems)
     except Exception:
         logger.exception("the rules were not reloaded, the last good ones stay")
+        refused([Problem(str(path), None, None, None, "a fault of Pointsman's: see the log")])
     else:
         go_live(loaded)
-        return True
-    return False

@@ -18,11 +18,18 @@ from mitmproxy.net.http import url
 
 from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
-from pointsman.errors import InternalError, NoRouteError, NoTargetError, RequestError
+from pointsman.errors import (
+    InternalError,
+    KeyMissingError,
+    NoRouteError,
+    NoTargetError,
+    RequestError,
+)
 from pointsman.protocols import detect
 from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import Answer
 from pointsman.proxy.claiming import port_of
+from pointsman.proxy.keys import no_key
 from pointsman.proxy.router import Decision, Router
 from pointsman.proxy.shaping import Shaper
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
@@ -161,6 +168,8 @@ class RoutedRequest:
             self.exchange.client_model = request.model
             self._decide(request)
         except RequestError as error:
+            if isinstance(error, KeyMissingError):
+                self.exchange.rule, self.exchange.provider = error.rule, error.provider
             return self._unless_observing(error)
         except Exception:
             logger.exception("no decision could be made")
@@ -228,13 +237,15 @@ class RoutedRequest:
             except RequestError as error:
                 return error
             except CredentialError as error:
-                logger.error("the key of provider %s: %s", self.exchange.provider, error)  # noqa: TRY400
-                if target and not self.attempts_left():
-                    return NoTargetError(f"The key of the provider {target.provider} is missing.")
-                if target:
-                    attempt = Attempt(target.provider, target.host, started)
-                    attempt.end(started, error="no key")
-                    self.exchange.attempts.append(attempt)
+                # Gone since the plan was made.
+                assert target
+                assert self.decision
+                self._router.keys.tell(target, error)
+                if not self.attempts_left():
+                    return no_key(self.decision.rule.name, [target.provider])
+                attempt = Attempt(target.provider, target.host, started)
+                attempt.end(started, error="no key")
+                self.exchange.attempts.append(attempt)
             except Exception:
                 logger.exception("a request could not be rewritten")
                 return InternalError("Pointsman failed to handle this request.")
@@ -283,6 +294,8 @@ class RoutedRequest:
         self._mirrored = True
         wanted = decision.rule.mirror
         if wanted is None or not self._router.mirrors_now(decision.rule):
+            return
+        if not self._router.keys.available(wanted.target):
             return
         try:
             outgoing = rewrite(wanted.target, self.client_request())

@@ -5,11 +5,12 @@ The table is replaced by one assignment; a request that has begun keeps the rout
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
+from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
@@ -72,6 +73,7 @@ class Router:
         self.sinks = Sinks()
         self._open: dict[str, set[Open]] = {}
         self.health = Health()
+        self.keys = Keys()
         self.mirrors = Mirrors()
         self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
@@ -87,6 +89,7 @@ class Router:
         )
         self._usage_refused.clear()
         self._usage_accepted.clear()
+        self.keys.forget()
         self.table = table
 
     def decide(self, route: Route, request: ClientRequest) -> Decision:
@@ -95,10 +98,12 @@ class Router:
         Raises:
             NoRouteError: no rule matches.
             NoTargetError: none of the rule's targets can be called.
+            KeyMissingError: likewise, as they have no key.
         """
         rule = match(route, request)
         if rule is None:
             raise NoRouteError(f"No rule of the route for {route.host} matches this request.")
+        observe = self.observe or rule.observe
         drawn: list[float] = []
 
         def draw() -> float:
@@ -107,13 +112,13 @@ class Router:
 
         try:
             now = time.monotonic()
-            plan = make_plan(rule, request, draw, self.health, now)
+            callable_now = rule if observe else self._with_keys(rule)
+            plan = make_plan(callable_now, request, draw, self.health, now)
         except NoWeightError:
             raise NoTargetError(
                 f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
                 " none has a weight and applies to this workload."
             ) from None
-        observe = self.observe or rule.observe
         decision = Decision(route, rule, plan, observe, drawn[0] if drawn else None)
         if not decision.observe:
             # Now, not when it is sent: of requests that are decided together one alone may probe.
@@ -135,6 +140,20 @@ class Router:
         if patches_body(decision.target, request) and not decision.observe:
             return None
         return decision
+
+    def _with_keys(self, rule: Rule) -> Rule:
+        """Leave out the targets that have no key now.
+
+        Raises:
+            KeyMissingError: no other is left.
+        """
+        left = tuple(filter(self.keys.available, rule.targets))
+        if len(left) == len(rule.targets):
+            return rule
+        wanted = [target.provider for target in rule.targets if target.weight > 0]
+        if wanted and not any(target.weight > 0 for target in left):
+            raise no_key(rule.name, wanted)
+        return replace(rule, targets=left)
 
     def mirrors_now(self, rule: Rule) -> bool:
         """Tell whether this request of the rule's is one of those that are copied."""

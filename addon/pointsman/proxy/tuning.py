@@ -43,8 +43,14 @@ _NEEDED: dict[str, Callable[[Options], Any]] = {
 
 def set_default(options: Options, name: str, value: Any) -> None:
     """Set an option unless the user has."""
-    if options._options[name].value is optmanager.unset:  # noqa: SLF001 (no public way to ask)
+    if not is_set(options, name):
         options.update(**{name: value})
+
+
+def is_set(options: Options, name: str) -> bool:
+    """Tell whether someone has set an option, be it to its default."""
+    value = options._options[name].value  # noqa: SLF001 (no public way to ask)
+    return value is not optmanager.unset
 
 
 def remove_idle_addons(master: DumpMaster) -> None:

@@ -1,0 +1,205 @@
+"""The admin endpoint of this process: which options open it, and what it tells of a proxy.
+
+It never answers for what it can't know: whatever it shows is looked at when it is asked for.
+"""
+
+import importlib
+import ipaddress
+import logging
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import ctx, exceptions
+from mitmproxy.addons.proxyserver import Proxyserver
+
+import pointsman
+from pointsman.admin.server import Server, serve
+from pointsman.admin.shown import fingerprint, show_key, show_table
+from pointsman.admin.source import Readiness
+from pointsman.config.problems import Problem
+from pointsman.config.table import Target
+from pointsman.proxy import tuning
+from pointsman.proxy.draining import Drain
+from pointsman.proxy.router import Router
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = ("llm_admin", "llm_health")
+_OFF = "off"
+_CERTIFICATE = "mitmproxy-ca-cert.pem"
+# Of mitmproxy's own options those that tell how traffic comes here and goes on.
+_SHOWN = (
+    "mode",
+    "listen_host",
+    "listen_port",
+    "confdir",
+    "connection_strategy",
+    "http2",
+    "ssl_insecure",
+    "ssl_verify_upstream_trusted_ca",
+)
+
+
+class Endpoint:
+    """The listeners of one process, and their source (`admin.source.Source`)."""
+
+    def __init__(self, router: Router, drain: Drain) -> None:
+        self._router = router
+        self._drain = drain
+        self._servers: list[Server] = []
+        self._rules: str | None = None
+        self._live_since: str | None = None
+        self._refused_at: str | None = None
+        self._problems: tuple[str, ...] = ()
+
+    # --- its life ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Listen where the options say; what is wrong with them is an error record."""
+        for name in OPTIONS:
+            if (address := getattr(ctx.options, name)) != _OFF:
+                self._open(name, address)
+
+    def _open(self, name: str, address: str) -> None:
+        try:
+            server = serve(self, address, health_only=name == "llm_health")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            if tuning.is_set(ctx.options, name):
+                logger.error("%s: %s", name, why)  # noqa: TRY400 (for the options' author)
+            else:
+                logger.warning(
+                    "there is no admin endpoint: %s; set llm_admin to another address, or to off",
+                    why,
+                )
+            return
+        self._servers.append(server)
+        logger.info("%s endpoint at %s", name.removeprefix("llm_"), server.address)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        for server in self._servers:
+            server.stop()
+
+    def refuse(self, address: tuple[str, int] | None) -> str | None:
+        """Return why the proxy must not connect to an address: it is the admin endpoint's own.
+
+        Whoever may only use the proxy must not reach through it what listens on the loopback. A
+        name may lead anywhere by the time that it is looked up, so on that port it is refused too.
+        """
+        if address is None or not any(_same_port(server, address[1]) for server in self._servers):
+            return None
+        try:
+            found = ipaddress.ip_address(address[0].partition("%")[0])
+        except ValueError:
+            return "The proxy does not connect to the port of its admin endpoint by a name."
+        mapped = getattr(found, "ipv4_mapped", None) or found
+        if mapped.is_loopback or mapped.is_unspecified:
+            return "The proxy does not connect to its own admin endpoint."
+        return None
+
+    # --- the rules --------------------------------------------------------------------------------
+
+    def rules_live(self, where: str) -> None:
+        """Note that rules have gone live."""
+        self._rules, self._live_since = where, _now()
+        self._refused_at, self._problems = None, ()
+
+    def rules_refused(self, problems: Iterable[Problem]) -> None:
+        """Note that a reload was refused, and why."""
+        self._refused_at, self._problems = _now(), tuple(map(str, problems))
+
+    # --- what it tells ----------------------------------------------------------------------------
+
+    async def readiness(self) -> Readiness:
+        """Tell whether traffic can be served."""
+        reasons = ["draining"] if self._router.draining else list(self._listeners())
+        if self._live_since is None:
+            reasons.append("no rules are loaded")
+        if not (Path(ctx.options.confdir).expanduser() / _CERTIFICATE).exists():  # noqa: ASYNC240
+            reasons.append("the CA's certificate is not exported")
+        warnings: list[str] = []
+        if not self._router.observe:
+            missing, others = self._router.keys.look(self._router.table)
+            reasons += missing
+            warnings += others
+        if self._refused_at:
+            warnings.append("the last change of the rules was refused: see /config")
+        return Readiness(tuple(reasons), self._router.under_way, tuple(warnings))
+
+    def _listeners(self) -> Iterable[str]:
+        proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
+        servers = list(proxyserver.servers)
+        if not servers:
+            yield "no listener"
+        for server in servers:
+            if not server.is_running:
+                yield f"the listener of mode {server.mode.full_spec} is not up"
+
+    async def config(self) -> dict[str, Any]:
+        """Return the live table and how it came about."""
+        table = self._router.table
+        return {
+            "version": pointsman.__version__,
+            "rules": self._rules,
+            "liveSince": self._live_since,
+            "fingerprint": fingerprint(table),
+            "refused": {"at": self._refused_at, "problems": list(self._problems)}
+            if self._refused_at
+            else None,
+            "options": _options(),
+            "routes": show_table(table, self._now_of),
+        }
+
+    def _now_of(self, target: Target) -> dict[str, Any]:
+        key = show_key(target.config.credential if target.config else None)
+        state = self._router.health.state(target, time.monotonic())
+        return {"state": "no key" if "keyProblem" in key else state, **key}
+
+    async def metrics(self) -> bytes:
+        """Return the metrics of this process."""
+        try:
+            metrics = importlib.import_module("pointsman.telemetry.metrics")
+        except ModuleNotFoundError:
+            return b""
+        page: bytes = metrics.render()
+        return page
+
+    async def live(self) -> dict[str, Any]:
+        """Return the snapshot for the page."""
+        return {}
+
+    async def drain(self, *, soft: bool = False) -> None:
+        """Begin to drain."""
+        if soft:
+            self._drain.soften()
+        else:
+            self._drain.begin()
+
+
+def refuse_change(updated: set[str]) -> None:
+    """Refuse to open other listeners while the proxy runs.
+
+    Raises:
+        OptionsError: such an option has changed.
+    """
+    for name in OPTIONS:
+        if name in updated:
+            raise exceptions.OptionsError(f"{name} is read at the start; restart with another")
+
+
+def _options() -> dict[str, Any]:
+    names = sorted(name for name in ctx.options.keys() if name.startswith("llm_"))  # noqa: SIM118
+    every = [*names, *(name for name in _SHOWN if name in ctx.options)]
+    return {name: getattr(ctx.options, name) for name in every}
+
+
+def _same_port(server: Server, port: int) -> bool:
+    return not server.health_only and server.address.rpartition(":")[2] == str(port)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

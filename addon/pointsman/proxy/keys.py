@@ -1,0 +1,108 @@
+"""Which targets have no key now. It imports no mitmproxy.
+
+A key file may vanish while the proxy runs. Its targets are not called until it is back. That is
+told in the log once, with the path and the mend; the clients and the readiness get the provider's
+name alone.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from pointsman.config.credentials import Credential, CredentialError
+from pointsman.config.table import Route, RoutingTable, Rule, Target
+from pointsman.errors import KeyMissingError
+
+logger = logging.getLogger(__name__)
+
+
+class Keys:
+    """What is known of the keys of the live table."""
+
+    def __init__(self) -> None:
+        self._missing: set[Credential] = set()
+
+    def available(self, target: Target) -> bool:
+        """Tell whether the target can be called: it has its key, or needs none."""
+        credential = _credential(target)
+        if credential is None:
+            return True
+        try:
+            credential.reveal()
+        except CredentialError as error:
+            self.tell(target, error)
+            return False
+        if credential in self._missing:
+            self._missing.discard(credential)
+            logger.warning(
+                "the key of the provider %s is back: it is called again", target.provider
+            )
+        return True
+
+    def tell(self, target: Target, error: CredentialError) -> None:
+        """Log that a key is missing, once until it is back."""
+        credential = _credential(target)
+        if credential is not None and credential not in self._missing:
+            self._missing.add(credential)
+            logger.error(
+                "the provider %s is not called until its key is back: %s", target.provider, error
+            )
+
+    def forget(self) -> None:
+        """Start anew: the rules have been loaded, which needs all the keys."""
+        self._missing.clear()
+
+    def look(self, table: RoutingTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return why requests can't be served, and what else is amiss, in words without paths.
+
+        A missing key is a reason where a rule has no other provider left. The route that a provider
+        has by itself counts only where no written route leads to that provider. A rule that only
+        observes needs no key.
+        """
+        every = [(route, rule) for route in routes(table) for rule in route.rules]
+        rules = [(route, rule) for route, rule in every if not rule.observe]
+        written = {t.provider for route, rule in rules if route.name for t in rule.targets}
+        reasons: dict[str, None] = {}
+        missing: dict[str, bool] = {}  # by provider, whether a reason tells of it
+        for route, rule in rules:
+            targets = [target for target in rule.targets if target.weight > 0]
+            gone = [target.provider for target in targets if not self.available(target)]
+            own = route.name is None and all(target.provider in written for target in targets)
+            dead = bool(gone) and len(gone) == len(targets) and not own
+            if dead:
+                reasons[f"{_no_key(gone)}; {_place(route, rule)} has no other"] = None
+            for name in gone:
+                missing[name] = dead or missing.get(name, False)
+        others = tuple(_no_key([name]) for name, told in missing.items() if not told)
+        return tuple(reasons), others
+
+
+def no_key(rule: str, providers: Sequence[str]) -> KeyMissingError:
+    """Return what the client of a rule without any key is told."""
+    several = len(providers) > 1
+    names = ", ".join(dict.fromkeys(providers))
+    error = KeyMissingError(
+        f"The keys of the providers {names} are missing."
+        if several
+        else f"The key of the provider {names} is missing."
+    )
+    error.rule, error.provider = rule, providers[0]
+    return error
+
+
+def routes(table: RoutingTable) -> Iterable[Route]:
+    """Return each route once, whatever number of names it answers to."""
+    every = [*table.exact.values(), *(route for _, route in table.wildcards)]
+    return {id(route): route for route in every}.values()
+
+
+def _credential(target: Target) -> Credential | None:
+    return target.config.credential if target.config else None
+
+
+def _no_key(providers: Sequence[str]) -> str:
+    names = ", ".join(dict.fromkeys(providers))
+    return f"no key for the provider{'s' if len(providers) > 1 else ''} {names}"
+
+
+def _place(route: Route, rule: Rule) -> str:
+    return f"the rule {rule.name} of {route.host}" if route.name else route.host
