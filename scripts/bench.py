@@ -11,6 +11,8 @@ compared is the ratio (or difference) within one round, and the median of the ro
 
 CPU is the proxy process's own (user and system), so the cost of the client and the provider does
 not count; the requests/s do depend on it, and on the machine: they are told for information.
+
+With `--metrics` it compares Pointsman with and without its metrics instead.
 """
 
 import argparse
@@ -41,6 +43,7 @@ MITMDUMP = Path(sys.executable).with_name("mitmdump")
 CPU_RATIO = 0.85
 FIRST_TOKEN_MS = 3.0
 LARGE_PROMPT_MS = 20.0
+METRICS_RATIO = 1.10
 
 MANY = 16  # connections
 WARM_UP = 200  # requests
@@ -388,16 +391,22 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def proxies(folder: Path, provider_port: int) -> Iterator[tuple[Proxy, Proxy, Proxy]]:
     """Start bare mitmdump, the same with streaming, and Pointsman."""
-    rules = folder / "rules.yaml"
-    rules.write_text(RULES.format(port=provider_port, key=KEY, host=LLM_HOST), encoding="utf-8")
     to_provider = ("--mode", f"reverse:http://127.0.0.1:{provider_port}")
-    addon = ("-s", str(ROOT / "addon/main.py"), "--set", f"llm_rules={rules}")
+    addon = with_addon(folder, provider_port)
     with (
         mitmdump("bare", folder, *to_provider) as bare,
         mitmdump("streaming", folder, *to_provider, "--set", "stream_large_bodies=1") as streaming,
-        mitmdump("pointsman", folder, "--mode", f"reverse:http://{LLM_HOST}", *addon) as pointsman,
+        mitmdump("pointsman", folder, *addon) as pointsman,
     ):
         yield bare, streaming, pointsman
+
+
+def with_addon(folder: Path, provider_port: int) -> tuple[str, ...]:
+    """Return the options of a mitmdump with Pointsman."""
+    rules = folder / "rules.yaml"
+    rules.write_text(RULES.format(port=provider_port, key=KEY, host=LLM_HOST), encoding="utf-8")
+    addon = ("-s", str(ROOT / "addon/main.py"), "--set", f"llm_rules={rules}")
+    return ("--mode", f"reverse:http://{LLM_HOST}", *addon)
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -485,6 +494,33 @@ async def run(*, rounds: int, requests: int, streams: int) -> list[Figure]:
     ]
 
 
+async def run_metrics(*, rounds: int, requests: int, streams: int) -> list[Figure]:
+    """Measure Pointsman without and with its metrics."""
+    with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as folder:
+        async with Provider().serving() as provider:
+            options = with_addon(Path(folder), provider.port)
+            off = ("--set", "llm_metrics=false")
+            with (
+                mitmdump("without", Path(folder), *options, *off) as without,
+                mitmdump("with", Path(folder), *options) as measured,
+            ):
+                ways = [Way(without.port, without), Way(measured.port, measured)]
+                for way in ways:
+                    await load(way.port, connections=MANY, requests=WARM_UP)
+                for turn in range(rounds):
+                    print(f"bench: round {turn + 1} of {rounds}", file=sys.stderr)
+                    for way in (*ways[turn % 2 :], *ways[: turn % 2]):
+                        await way.measure(requests=requests, streams=streams)
+                peaks = without.peak_mib(), measured.peak_mib()
+    return [
+        *(
+            cpu_figure(*ways, connections, comparison="/ without", target=METRICS_RATIO)
+            for connections in (MANY, 1)
+        ),
+        Figure("peak memory", "MiB", bare=peaks[0], pointsman=peaks[1]),
+    ]
+
+
 async def large_prompts(port: int) -> None:
     """Send prompts of 4 MB, one after the other."""
     request = chat_request("A long way to platform four. " * (LARGE_PROMPT // 29))
@@ -496,19 +532,7 @@ async def large_prompts(port: int) -> None:
 def compare(direct: Way, bare: Way, pointsman: Way) -> Iterator[Figure]:
     """Yield what is compared within each round."""
     for connections in (MANY, 1):
-        cpu = [
-            [sample.cpu_ms[connections] or 0.0 for sample in way.samples]
-            for way in (bare, pointsman)
-        ]
-        yield Figure(
-            f"CPU/request, {connections} conn.",
-            "ms",
-            bare=median(cpu[0]),
-            pointsman=median(cpu[1]),
-            comparison="/ bare",
-            compared=median(ours / theirs for theirs, ours in zip(*cpu, strict=True)),
-            target=CPU_RATIO,
-        )
+        yield cpu_figure(bare, pointsman, connections, comparison="/ bare", target=CPU_RATIO)
     first = [[sample.first_token_ms for sample in way.samples] for way in (direct, bare, pointsman)]
     yield Figure(
         "time to first token",
@@ -536,6 +560,22 @@ def compare(direct: Way, bare: Way, pointsman: Way) -> Iterator[Figure]:
         )
 
 
+def cpu_figure(
+    base: Way, other: Way, connections: int, *, comparison: str, target: float
+) -> Figure:
+    """Return the CPU for a request of two ways, compared within each round."""
+    cpu = [[sample.cpu_ms[connections] or 0.0 for sample in way.samples] for way in (base, other)]
+    return Figure(
+        f"CPU/request, {connections} conn.",
+        "ms",
+        bare=median(cpu[0]),
+        pointsman=median(cpu[1]),
+        comparison=comparison,
+        compared=median(ours / theirs for theirs, ours in zip(*cpu, strict=True)),
+        target=target,
+    )
+
+
 def overhead(
     name: str, entries: Iterable[dict[str, object]], *, large: bool, target: float | None = None
 ) -> Figure:
@@ -555,11 +595,11 @@ def overhead(
 # --- telling --------------------------------------------------------------------------------------
 
 
-def table(figures: list[Figure], title: str) -> Table:
+def table(figures: list[Figure], title: str, columns: tuple[str, str, str]) -> Table:
     """Return the result as a person wants to read it."""
     result = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     result.add_column("", no_wrap=True)
-    for name in ("direct", "bare", "pointsman", "compared", "to reach"):
+    for name in (*columns, "compared", "to reach"):
         result.add_column(name, justify="right", no_wrap=True)
     verdicts = {True: "[green]met[/]", False: "[red]not met[/]"}
     for figure in figures:
@@ -605,6 +645,9 @@ def main() -> int:
     parser.add_argument(
         "--streams", type=count, default=8, help="per round and way; default: %(default)s"
     )
+    parser.add_argument(
+        "--metrics", action="store_true", help="compare Pointsman with and without its metrics"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
@@ -613,8 +656,9 @@ def main() -> int:
     # Ended from outside, the proxies have to go too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        measure = run_metrics if options.metrics else run
         figures = asyncio.run(
-            run(rounds=options.rounds, requests=options.requests, streams=options.streams)
+            measure(rounds=options.rounds, requests=options.requests, streams=options.streams)
         )
     except (BenchError, OSError, TimeoutError, EOFError, ExceptionGroup) as error:
         print(f"scripts/bench: {told(error)}", file=sys.stderr)
@@ -626,7 +670,8 @@ def main() -> int:
         print(json.dumps({"rounds": options.rounds, "figures": rounded}, indent=2))
     else:
         title = f"medians of {options.rounds} rounds, {options.requests} requests each"
-        Console().print(table(figures, title))
+        columns = ("", "without", "with") if options.metrics else ("direct", "bare", "pointsman")
+        Console().print(table(figures, title, columns))
     return int(options.check and any(figure.met is False for figure in figures))
 
 

@@ -579,7 +579,8 @@ class RawServer:
     ) -> None:
         self._serve = serve
         self._tls = tls
-        self._listener = socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family)
         self.port: int = self._listener.getsockname()[1]
         self._stopping = False
         self._failures: list[BaseException] = []

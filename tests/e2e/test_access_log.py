@@ -147,3 +147,15 @@ def test_labels_name_the_workload(start_proxy: StartProxy, openai: Far, tmp_path
         assert client.post(CHAT, json=chat(model="m")).status_code == 200
     entry = proxy.entry()
     assert (entry["workload"], entry["namespace"]) == ("shop", "prod")
+
+
+def test_a_model_that_is_no_name_does_not_fill_the_log(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path
+) -> None:
+    proxy = start_proxy(write_rules(tmp_path / "rules", openai.manifest()))
+    with proxy.client() as client:
+        client.post(CHAT, json=chat(model="m" * 1_000_000))
+    (call,) = openai.calls(1)
+    assert len(json.loads(call.body)["model"]) == 1_000_000
+    entry = proxy.entry()
+    assert entry["client_model"] == entry["request_model"] == "m" * 256 + "…"

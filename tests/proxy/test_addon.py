@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from mitmproxy import exceptions
-from mitmproxy.addons.next_layer import NextLayer
-from mitmproxy.test import taddons, tflow
+from mitmproxy.test import taddons
 
 from pointsman.proxy.addon import Pointsman, parse_size, rules_path, workload_name
 
@@ -102,23 +101,3 @@ def test_bad_rules_later_are_refused_and_the_good_ones_stay(rules: Path) -> None
         with pytest.raises(exceptions.OptionsError, match="in the rules"):
             context.options.update(llm_rules=str(rules / "missing"))
         assert addon.router.table.lookup("p.test") is not None
-
-
-def test_a_replay_to_a_host_of_ours_is_refused(rules: Path) -> None:
-    with taddons.context(NextLayer()) as context:
-        context.options.add_option("connection_strategy", str, "eager", "")
-        addon = Pointsman()
-        context.master.addons.add(addon)
-        context.options.update(llm_rules=str(rules))
-        flow = tflow.tflow()
-        flow.request.host_header = "p.test"
-        addon.request(flow)
-        assert flow.response is None
-        flow.is_replay = "request"
-        addon.request(flow)
-        assert flow.response is not None
-        assert flow.response.headers["x-pointsman-error"] == "replay_not_routed"
-        other = tflow.tflow()
-        other.is_replay = "request"
-        addon.request(other)
-        assert other.response is None

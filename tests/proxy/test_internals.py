@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from mitmproxy import options, optmanager
-from mitmproxy.addons import default_addons
+from mitmproxy.addons import clientplayback, default_addons
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver, Servers
 from mitmproxy.addons.tlsconfig import TlsConfig
@@ -57,6 +57,8 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         (_upstream_proxy.HttpUpstreamProxy.make, ["ctx", "send_connect"]),
         (tls.ServerTLSLayer.__init__, ["self", "context", "conn"]),
         (NextLayer.next_layer, ["self", "nextlayer"]),
+        (clientplayback.ReplayHandler.__init__, ["self", "flow", "options"]),
+        (clientplayback.MockServer.__init__, ["self", "flow", "context"]),
         (TlsConfig.tls_start_server, ["self", "tls_start"]),
     ],
 )

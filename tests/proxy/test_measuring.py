@@ -16,6 +16,7 @@ from pointsman.config.table import (
     Rule,
     Target,
 )
+from pointsman.errors import RequestError
 from pointsman.proxy.measuring import Measuring, read, read_rules
 from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.router import Router
@@ -38,7 +39,7 @@ class Request:
     def __init__(self, *, streaming: bool) -> None:
         self.streaming = streaming
 
-    def abandon(self) -> None:
+    def abandon(self, error: RequestError | None = None) -> None:
         """Nothing is left open here."""
 
 
@@ -169,7 +170,7 @@ def test_a_refused_reload_is_told(tmp_path: Path) -> None:
 
     async def run() -> None:
         watching = asyncio.create_task(
-            watch_rules(tmp_path, Instance(), lambda _: None, None, refused.set)
+            watch_rules(tmp_path, Instance(), lambda _: None, None, lambda _: refused.set())
         )
         async with asyncio.timeout(20):
             await refused.wait()

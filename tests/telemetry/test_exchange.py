@@ -9,6 +9,7 @@ from pointsman.telemetry.exchange import (
     Exchange,
     access_log_entry,
     milliseconds,
+    name_of,
     summary,
 )
 
@@ -185,3 +186,9 @@ def test_there_is_no_field_for_a_header_a_query_or_a_body() -> None:
     held = set(Exchange.__slots__) | set(Attempt.__slots__)
     assert held.isdisjoint({"headers", "query", "body", "prompt", "answer", "key", "credential"})
     assert json.loads(json.dumps(access_log_entry(exchange()))) == access_log_entry(exchange())
+
+
+def test_a_name_that_is_none_is_cut() -> None:
+    assert name_of(None) is None
+    assert name_of("gpt-4o") == "gpt-4o"
+    assert name_of("x" * 1_000_000) == "x" * 256 + "…"

@@ -31,6 +31,12 @@ GatewayOption = Annotated[
     list[str] | None,
     typer.Option("--gateway", help="A gateway name that the instance serves (default: mesh)."),
 ]
+WithoutKeysOption = Annotated[
+    bool,
+    typer.Option(
+        "--without-keys", help="Do without the keys and certificates that the rules name."
+    ),
+]
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -39,7 +45,9 @@ def fail(message: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def load_rules(rules: Path, labels: str, gateways: list[str] | None) -> Loaded:
+def load_rules(
+    rules: Path, labels: str, gateways: list[str] | None, *, without_keys: bool = False
+) -> Loaded:
     """Load the rules that a command names, or end with what is wrong with them."""
     try:
         instance = Instance(labels=parse_labels(labels), gateways=frozenset(gateways or ["mesh"]))
@@ -49,6 +57,6 @@ def load_rules(rules: Path, labels: str, gateways: list[str] | None) -> Loaded:
     except ValueError as error:
         fail(f"--labels: {error}", 2)
     try:
-        return load(rules, instance=instance)
+        return load(rules, instance=instance, without_keys=without_keys)
     except LoadError as error:
         fail(str(error), 1)

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from pointsman.cli.app import GatewayOption, LabelsOption, RulesArgument, app, fail, load_rules
+from pointsman.cli.app import (
+    GatewayOption,
+    LabelsOption,
+    RulesArgument,
+    WithoutKeysOption,
+    app,
+    fail,
+    load_rules,
+)
 
 
 @app.command()
@@ -18,23 +26,24 @@ def check(
             "--portable", help="Also fail on each field that Alibaba Cloud Service Mesh lacks."
         ),
     ] = False,
+    without_keys: WithoutKeysOption = False,
     labels: LabelsOption = "",
     gateway: GatewayOption = None,
 ) -> None:
     """Validate manifests; exit with 1 if anything is wrong.
 
     Every error is shown, with its file, line and field and how to mend it. Keys must be there: set
-    the environment variables that the manifests name.
+    the environment variables that the manifests name, or ask for --without-keys.
 
     Examples:
 
         pointsman check rules
 
-        DASHSCOPE_API_KEY=any MOONSHOT_API_KEY=any pointsman check rules/examples/traffic-split
+        pointsman check --without-keys rules/examples/traffic-split
 
         pointsman check --portable rules
     """
-    loaded = load_rules(rules, labels, gateway)
+    loaded = load_rules(rules, labels, gateway, without_keys=without_keys)
     for warning in loaded.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if portable and loaded.extensions:

@@ -8,7 +8,15 @@ import typer
 from rich.console import Console
 
 from pointsman import explaining
-from pointsman.cli.app import GatewayOption, LabelsOption, RulesArgument, app, fail, load_rules
+from pointsman.cli.app import (
+    GatewayOption,
+    LabelsOption,
+    RulesArgument,
+    WithoutKeysOption,
+    app,
+    fail,
+    load_rules,
+)
 
 
 @app.command()
@@ -29,6 +37,7 @@ def explain(  # noqa: PLR0913 (the parts of a request)
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    without_keys: WithoutKeysOption = False,
     labels: LabelsOption = "",
     gateway: GatewayOption = None,
 ) -> None:
@@ -44,7 +53,7 @@ def explain(  # noqa: PLR0913 (the parts of a request)
         pointsman explain rules/examples/subscriber --url http://dashscope.aliyuncs.com
         -H 'user-type: subscriber' -d '{"messages": []}'
     """
-    loaded = load_rules(rules, labels, gateway)
+    loaded = load_rules(rules, labels, gateway, without_keys=without_keys)
     try:
         request = explaining.parse_request(
             url=url, method=method, headers=header or [], body=_body(body, method)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pointsman.config.credentials import (
     Credential,
@@ -65,10 +66,14 @@ class _Call:
 
 
 def resolve(
-    manifest: Manifest[LLMProvider], environ: Mapping[str, str]
+    manifest: Manifest[LLMProvider], environ: Mapping[str, str], *, without_keys: bool = False
 ) -> tuple[Provider, list[Problem]]:
-    """Resolve all configs of a provider. With problems, the result is not to be used."""
-    resolver = _Resolver(manifest.document, environ)
+    """Resolve all configs of a provider. With problems, the result is not to be used.
+
+    `without_keys` does without the files that the provider names; for variables that need not be
+    set give an environment that has them all (`AnyEnvironment`).
+    """
+    resolver = _Resolver(manifest.document, environ, without_keys=without_keys)
     spec = manifest.resource.spec
     default, own = None, {}
     if spec.configs:
@@ -126,11 +131,28 @@ def _merged(default: CallConfig, own: CallConfig) -> CallConfig:
     )
 
 
+NO_KEY = "no-key"
+
+
+class AnyEnvironment(dict[str, str]):
+    """An environment in which every variable is set, for looking at rules where no keys are."""
+
+    def get(self, name: str, default: Any = None) -> Any:  # noqa: ARG002 (as of any mapping)
+        """Return a variable's own value, or one that is no key."""
+        return super().get(name) or NO_KEY
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
 class _Resolver:
     """Resolves what one document refers to outside of it, and collects what can't be had."""
 
-    def __init__(self, document: Document, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, document: Document, environ: Mapping[str, str], *, without_keys: bool = False
+    ) -> None:
         self.problems: list[Problem] = []
+        self._without_keys = without_keys
         self._document = document
         self._environ = environ
 
@@ -150,7 +172,7 @@ class _Resolver:
         ca_file = None
         if tls.ca_file is not None:
             ca_file = str(self._document.folder / tls.ca_file)
-            if fault := _certificate_fault(ca_file):
+            if not self._without_keys and (fault := _certificate_fault(ca_file)):
                 location = ("spec", "tls", "caFile")
                 self.problems.append(self._document.problem(location, fault))
         return TlsSettings(ca_file, tls.sni, verify=not tls.insecure_skip_verify)
@@ -177,6 +199,8 @@ class _Resolver:
         if source and (name := source.env) is not None:
             place = (*location, "apiKeyFrom", "env")
             return self.attempt(place, lambda: Literal(environment_value(name, environ)))
+        if source and source.file is not None and self._without_keys:
+            return Literal(NO_KEY)
         if source and source.file is not None:
             path = self._document.folder / source.file
             return self.attempt((*location, "apiKeyFrom", "file"), lambda: KeyFile(path))

@@ -49,7 +49,11 @@ class Loaded:
 
 
 def load(
-    path: Path, *, instance: Instance = _ANY_SIDECAR, environ: Mapping[str, str] | None = None
+    path: Path,
+    *,
+    instance: Instance = _ANY_SIDECAR,
+    environ: Mapping[str, str] | None = None,
+    without_keys: bool = False,
 ) -> Loaded:
     """Load all manifests of a file or a folder.
 
@@ -57,11 +61,14 @@ def load(
         path: the file, or the folder, whose subfolders are not read.
         instance: the workload and the gateways that the table is for.
         environ: what `${NAME}` is looked up in; the process environment if None.
+        without_keys: keys and certificates need not be there; the table is for looking at alone.
 
     Raises:
         LoadError: something is wrong; it has all the problems.
     """
     environ = os.environ if environ is None else environ
+    if without_keys:
+        environ = calls.AnyEnvironment(environ)
     try:
         readings = [read(file, API_GROUP) for file in manifest_files(path)]
     except FilesError as error:
@@ -71,7 +78,9 @@ def load(
     applying = [
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
-    resolved = [calls.resolve(provider, environ) for provider in applying]
+    resolved = [
+        calls.resolve(provider, environ, without_keys=without_keys) for provider in applying
+    ]
     problems += [problem for _, found in resolved for problem in found]
     problems += [p for document in faulty for p in calls.key_faults(document, environ)]
     if problems:

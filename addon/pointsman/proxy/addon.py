@@ -33,8 +33,10 @@ from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
+from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
 from pointsman.proxy.reload import watch_rules
+from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.upstream_tls import start_tls
 from pointsman.telemetry.access_log import AccessLog
@@ -54,8 +56,8 @@ class Pointsman:
     def __init__(self) -> None:
         self.router = Router()
         self.drain = Drain(self.router)
-        self._measuring = Measuring(self.router)
         self.endpoint = Endpoint(self.router, self.drain)
+        self._measuring = Measuring(self.router)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -72,6 +74,7 @@ class Pointsman:
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
         self._mend_layer_choice()
+        carry_replays(self.router)
         self._take_options()
 
     def _take_options(self) -> None:
@@ -142,11 +145,13 @@ class Pointsman:
         )
         if isinstance(ctx.master, DumpMaster):
             tuning.slim_down(ctx.master)
+        else:
+            self.router.own_keys = OwnKeys()
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
-        self._measuring.running()
         self.endpoint.open()
+        self._measuring.running()
         self._watch()
 
     def done(self) -> None:
@@ -189,7 +194,6 @@ class Pointsman:
         try:
             loaded = load(self._rules, instance=self._instance)
         except LoadError as error:
-            self._measuring.rules_refused()
             raise exceptions.OptionsError(str(error)) from None
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
@@ -199,8 +203,8 @@ class Pointsman:
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
-        self._measuring.rules_live()
         self.endpoint.rules_live(str(self._rules))
+        self._measuring.rules_live()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -212,9 +216,9 @@ class Pointsman:
             skipped,
         )
 
-    def _rules_refused(self, problems: Sequence[Problem]) -> None:
-        self._measuring.rules_refused()
+    def _refused(self, problems: Sequence[Problem]) -> None:
         self.endpoint.rules_refused(problems)
+        self._measuring.rules_refused()
 
     def _watch(self) -> None:
         if self._watcher:
@@ -225,7 +229,7 @@ class Pointsman:
                 self._instance,
                 self._go_live,
                 self._seen,
-                self._rules_refused,
+                self._refused,
             )
         )
 
@@ -304,23 +308,7 @@ class Pointsman:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
 
-    # --- what does not come through our layer -----------------------------------------------------
-
-    def request(self, flow: http.HTTPFlow) -> None:
-        """Refuse requests to our hosts that our layer does not carry: they would go out unrouted.
-
-        These are replays from a UI, for which mitmproxy builds a plain layer of its own.
-        """
-        names = (flow.request.pretty_host, flow.request.host)
-        ours = any(self.router.table.lookup(name) for name in names)
-        if flow.is_replay == "request" and ours:
-            flow.response = http.Response.make(
-                502,
-                b'{"error":{"message":"Pointsman does not carry replayed requests: without it they'
-                b' would reach the provider unrouted.","type":"server_error","param":null,'
-                b'"code":"replay_not_routed"}}',
-                {"content-type": "application/json", "x-pointsman-error": "replay_not_routed"},
-            )
+    # --- what is kept -----------------------------------------------------------------------------
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         """Keep no history that no one can see."""

@@ -10,7 +10,7 @@ import logging
 from pointsman.protocols import Api, Reader
 from pointsman.protocols.encoding import Decoder, Undecodable, stream_decoder
 from pointsman.telemetry.cost import cost_usd
-from pointsman.telemetry.exchange import Exchange, UsageSource
+from pointsman.telemetry.exchange import Exchange, UsageSource, name_of
 
 _logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class Answer:
         reader = self.reader
         if reader is None:
             return
-        exchange.response_model = reader.model
-        exchange.finish_reason = reader.finish_reason
+        exchange.response_model = name_of(reader.model)
+        exchange.finish_reason = name_of(reader.finish_reason)
         exchange.usage = reader.usage
         exchange.usage_source = source if reader.usage else None
         models = (reader.model, exchange.request_model)

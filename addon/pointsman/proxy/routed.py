@@ -30,6 +30,7 @@ from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import Answer
 from pointsman.proxy.claiming import port_of
 from pointsman.proxy.keys import no_key
+from pointsman.proxy.own_keys import Masked
 from pointsman.proxy.router import Decision, Router
 from pointsman.proxy.shaping import Shaper
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
@@ -43,10 +44,14 @@ from pointsman.routing.rewriting import (
     without_hop_by_hop,
 )
 from pointsman.telemetry.chunks import ChunkTimes
-from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, summary
+from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of, summary
 
 logger = logging.getLogger(__name__)
 
+_PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
+_OWN_KEYS_OF = (
+    "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
+)
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
 _SWITCHING_PROTOCOLS = 101
@@ -110,17 +115,24 @@ class RoutedRequest:
         self._passes_unread: bool | None = None
         # The client's credentials, by what stands on the flow in their place.
         self._masked: dict[tuple[bytes, bytes], bytes] = {}
-        self._masked_paths: dict[str, str] = {}
-        router.opened(flow.client_conn.id, self)
+        # A replay outlives the connection that the flow once came by.
+        self._client = f"replay of {flow.id}" if flow.is_replay else flow.client_conn.id
+        router.opened(self._client, self)
 
     # --- the request ------------------------------------------------------------------------------
 
     def mask_credentials(self) -> None:
-        """Put masks in the place of the client's keys; they are kept for the wire."""
-        request = self.flow.request
+        """Put masks in the place of the client's keys; they are kept for the wire.
+
+        A replayed flow has masks already, in whose place the keys come back.
+        """
+        request, own_keys = self.flow.request, self._router.own_keys
+        known: Masked = {}
+        if own_keys is not None and self.flow.is_replay:
+            known = own_keys.of(str(self.flow.metadata.get(_OWN_KEYS_OF)))
         fields = []
-        for name, value in request.headers.fields:
-            shown = value
+        for name, sent in request.headers.fields:
+            value = shown = known.get((name, sent), sent)
             # With a space after its name a header is refused, but the flow is kept.
             if name.strip().lower() in CREDENTIAL_HEADERS:
                 shown = mask(text(value)).encode()
@@ -130,9 +142,14 @@ class RoutedRequest:
                 self._masked[name, shown] = value
             fields.append((name, shown))
         request.headers.fields = tuple(fields)
-        if (shown_path := mask_query(request.path)) != request.path:
-            self._masked_paths[shown_path] = request.path
-            request.path = shown_path
+        path = known.get((_PATH, request.data.path), request.data.path)
+        bare = path.decode("utf-8", "surrogateescape")
+        if (shown := mask_query(bare).encode("utf-8", "surrogateescape")) != path:
+            self._masked[_PATH, shown] = path
+            request.data.path = shown
+        if own_keys is not None and self._masked:
+            self.flow.metadata[_OWN_KEYS_OF] = self.flow.id
+            own_keys.keep(self.flow.id, self._masked)
 
     def client_request(self) -> ClientRequest:
         """Read the flow as it stands now: what a person edited at an intercept counts."""
@@ -147,7 +164,9 @@ class RoutedRequest:
             scheme=request.scheme,
             host=self._host,
             port=port or request.port,
-            path=self._masked_paths.get(request.path, request.path),
+            path=self._masked.get((_PATH, request.data.path), request.data.path).decode(
+                "utf-8", "surrogateescape"
+            ),
             headers=tuple(
                 (name, self._masked.get((name, value), value))
                 for name, value in request.headers.fields
@@ -165,7 +184,7 @@ class RoutedRequest:
         try:
             request = self.client_request()
             self.exchange.request_bytes = len(request.body.raw)
-            self.exchange.client_model = request.model
+            self.exchange.client_model = name_of(request.model)
             self._decide(request)
         except RequestError as error:
             if isinstance(error, KeyMissingError):
@@ -268,7 +287,7 @@ class RoutedRequest:
             outgoing = rewrite(target, request, inject_usage=inject)
             exchange.provider, exchange.provider_host = target.provider, target.host
             self._router.health.begin(target, time.monotonic())
-        exchange.request_model = outgoing.model
+        exchange.request_model = name_of(outgoing.model)
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
         exchange.upstream_path = outgoing.path.partition("?")[0]
@@ -317,7 +336,7 @@ class RoutedRequest:
             provider_host=wanted.target.host,
             upstream_path=outgoing.path.partition("?")[0],
             client_model=own.client_model,
-            request_model=outgoing.model,
+            request_model=name_of(outgoing.model),
             stream=outgoing.stream,
             mirror=True,
             request_bytes=own.request_bytes,
@@ -643,7 +662,7 @@ class RoutedRequest:
                 step()
             except Exception:
                 logger.exception("a request could not be accounted for in full")
-        self._router.closed(self.flow.client_conn.id, self)
+        self._router.closed(self._client, self)
 
     def _emit(self, ended: float) -> None:
         self.exchange.overhead += time.perf_counter() - ended

@@ -12,6 +12,7 @@ from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
+from pointsman.proxy.own_keys import OwnKeys
 from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
@@ -64,6 +65,8 @@ class Router:
         self.observe = False
         # A UI wants to show bodies; without one, streamed bodies are not kept.
         self.keep_bodies = False
+        # A UI can replay what it shows; there is one where this is set.
+        self.own_keys: OwnKeys | None = None
         # A UI and the page show how each decision came about.
         self.keep_decisions = False
         # Clients are asked to come again by another connection.

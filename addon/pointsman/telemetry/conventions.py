@@ -57,6 +57,7 @@ _ERRORS_BY_FLAG = {
     "DC": "client_disconnected",
     "DPE": "bad_request",
     "IE": "internal_error",
+    "LR": "stopped",
 }
 _STATUS = {int(status): str(int(status)) for status in HTTPStatus}
 FIRST_ERROR = 400

@@ -15,6 +15,13 @@ from pointsman.telemetry.chunks import ChunkTimes
 
 UsageSource = Literal["response", "partial"]
 
+_MAX_NAME = 256
+
+
+def name_of(sent: str | None) -> str | None:
+    """Return a name that someone sent (a model's) as a record keeps it: cut where it is no name."""
+    return sent if sent is None or len(sent) <= _MAX_NAME else f"{sent[:_MAX_NAME]}…"
+
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:

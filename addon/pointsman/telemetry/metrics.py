@@ -15,13 +15,15 @@ docs/metrics.md lists every family.
 import platform
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+import pointsman
 from pointsman.config.resources import normalise_host
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.chunks import ChunkTimes
@@ -48,10 +50,22 @@ from pointsman.telemetry.reading import Reading, RulesReading
 __all__ = ["CONTENT_TYPE", "REGISTRY", "Metrics", "render", "worker_gone"]
 
 _MOST_MODELS = 100  # that no rule names; asked for and answered with, each
-# Label sets, each with models; past these the models are left out, past twice these all labels are.
-_MOST_CALLS = 200
-_MOST_REQUESTS = 1000
+
 _MOST_CACHED = 2000  # exchanges whose labels are kept at hand
+_MOST_TARGETS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How many label sets there are: past these without models, past twice these without names."""
+
+    calls: int
+    requests: int
+
+
+_LIMITS = _Limits(calls=150, requests=1000)
+# A value in a file takes three times the room.
+_LIMITS_IF_SHARED = _Limits(calls=40, requests=300)
 
 _STATES: Final = {"healthy": 0, "probing": 1, "ejected": 2}
 
@@ -135,6 +149,7 @@ class Metrics(Collector):
         self._read = read
         self._registry = registry
         self._now = now
+        self._limits = _LIMITS_IF_SHARED if shared() else _LIMITS
         self._families = Families()
         self._asked, self._answered = Names(_MOST_MODELS), Names(_MOST_MODELS)
         self._rules = self._former = RulesReading()
@@ -217,7 +232,7 @@ class Metrics(Collector):
             families.requests,
             (*where, asked or answered or NONE, *how),
             (*where, OTHER, *how),
-            _MOST_REQUESTS,
+            self._limits.requests,
         )
         operation, duration = operation_name(exchange), None
         if operation is not None and exchange.provider is not None:
@@ -227,7 +242,7 @@ class Metrics(Collector):
                 families.duration,
                 (operation, name, asked, answered, host, error),
                 (operation, name, asked and OTHER, answered and OTHER, host, error),
-                _MOST_CALLS,
+                self._limits.calls,
             )
         series = _Series(families, requests, duration)
         if OTHER not in (asked, answered) and len(self._series) < _MOST_CACHED:
@@ -280,7 +295,10 @@ class Metrics(Collector):
         where = self._where(exchange)
         model, status = asked or answered or NONE, _status(exchange)
         labels = _bounded(
-            families.mirrored, (*where, model, status), (*where, OTHER, status), _MOST_REQUESTS
+            families.mirrored,
+            (*where, model, status),
+            (*where, OTHER, status),
+            self._limits.requests,
         )
         families.mirrored(*labels).inc()
         payer = (labels[2], labels[3])
@@ -359,18 +377,11 @@ def _bounded[M: (Counter, Gauge, Histogram)](
 def _put(family: Family[Gauge], values: Mapping[Labels, float]) -> None:
     """Let these be all the values of a gauge."""
     for labels, value in values.items():
-        if labels in family or family.made < _MOST_REQUESTS:
+        if labels in family or family.made < _MOST_TARGETS:
             family(*labels).set(value)
     for labels in set(family) - values.keys():
         family.remove(labels).set(WITHDRAWN)
 
 
 def _build() -> Labels:
-    return (_version("pointsman"), _version("mitmproxy"), platform.python_version())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "source"  # run from a checkout
+    return (pointsman.__version__, version("mitmproxy"), platform.python_version())

@@ -1,0 +1,1 @@
+"""What an access log says when it is summed up: `pointsman report`."""

@@ -1,0 +1,345 @@
+"""A report as plain data, as tables for a terminal, as one HTML file."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pointsman.config.table import RoutingTable
+from pointsman.reporting.summing import NONE, Report, RuleKey, Sums
+
+type Shares = Mapping[RuleKey, float]
+
+_MAX_BARS = 8
+_THOUSAND = 1000
+
+
+def configured_shares(table: RoutingTable) -> dict[RuleKey, float]:
+    """Return what part of its priority each target is to get; higher priorities only stand by."""
+    shares: dict[RuleKey, float] = {}
+    routes = (*table.exact.values(), *(route for _, route in table.wildcards))
+    for route in {id(route): route for route in routes}.values():  # a host has several forms
+        for rule in route.rules:
+            first = min((t.priority for t in rule.targets if t.weight), default=0)
+            whole = sum(t.weight for t in rule.targets if t.priority == first)
+            for target in rule.targets:
+                key = (route.name or route.host, rule.name, target.provider)
+                own = target.weight / whole if whole and target.priority == first else 0.0
+                shares[key] = shares.get(key, 0.0) + own
+    return shares
+
+
+def as_dict(report: Report, shares: Shares) -> dict[str, Any]:
+    """Return the report as plain data for JSON."""
+    return {
+        "from": report.first.isoformat() if report.first else None,
+        "to": report.last.isoformat() if report.last else None,
+        "unread_lines": report.unread,
+        "total": report.total.as_dict(),
+        "rules": [
+            {
+                "route": key[0],
+                "rule": key[1],
+                "provider": key[2],
+                "share": report.share(key),
+                "configured_share": shares.get(key),
+                **sums.as_dict(),
+            }
+            for key, sums in _by_requests(_all_rules(report, shares))
+        ],
+        "models": [
+            {"provider": provider, "model": model, **sums.as_dict()}
+            for (provider, model), sums in _by_requests(report.models)
+        ],
+        "statuses": dict(report.statuses.most_common()),
+        "flags": dict(report.flags.most_common()),
+    }
+
+
+def _all_rules(report: Report, shares: Shares) -> dict[RuleKey, Sums]:
+    """Return the rows of the log, and those that rules name and no request has come to."""
+    used = {key[:2] for key in report.rules}
+    idle = {key: Sums() for key in shares if key[:2] in used and key not in report.rules}
+    chosen = {key: Sums() for key in report.chosen if key not in report.rules}
+    return {**report.rules, **chosen, **idle}
+
+
+def _by_requests[K](rows: Mapping[K, Sums]) -> list[tuple[K, Sums]]:
+    return sorted(rows.items(), key=lambda row: (-row[1].requests, str(row[0])))
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def _percent(part: float | None) -> str:
+    return "-" if part is None else f"{part:.1%}"
+
+
+def _number(value: int) -> str:
+    return f"{value:,}".replace(",", " ")
+
+
+def _milliseconds(sums: Sums, name: str) -> str:
+    found = getattr(sums, name).quantiles().values()
+    return " / ".join("-" if value is None else _brief(value) for value in found)
+
+
+def _brief(value: float) -> str:
+    return f"{value / _THOUSAND:.3g} s" if value >= _THOUSAND else f"{value:.3g} ms"
+
+
+def _cost(sums: Sums) -> str:
+    more = "+" if sums.without_price else ""
+    return f"${sums.cost_usd:,.4f}{more}"
+
+
+_NUMBERS = (
+    "requests",
+    "errors",
+    "failed over",
+    "prompt tokens",
+    "completion tokens",
+    "cost",
+    "duration p50/95/99",
+    "first token",
+    "overhead",
+)
+
+
+def _numbers(sums: Sums) -> list[str]:
+    return [
+        _number(sums.requests),
+        _number(sums.errors),
+        _number(sums.failed_over),
+        _number(sums.prompt_tokens),
+        _number(sums.completion_tokens),
+        _cost(sums),
+        *(_milliseconds(sums, name) for name in ("duration", "time_to_first_token", "overhead")),
+    ]
+
+
+def _tables(report: Report, shares: Shares) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Return title, columns and rows of each table."""
+    rules = [
+        [*key, _percent(report.share(key)), _percent(shares.get(key)), *_numbers(sums)]
+        for key, sums in _by_requests(_all_rules(report, shares))
+    ]
+    models = [[*key, *_numbers(sums)] for key, sums in _by_requests(report.models)]
+    outcomes = [
+        [what, _number(count), _percent(count / max(report.total.requests, 1))]
+        for what, count in [
+            *((f"status {status}", n) for status, n in report.statuses.most_common()),
+            *((f"flag {flag}", n) for flag, n in report.flags.most_common()),
+        ]
+    ]
+    by_rule = ("route", "rule", "provider", "share", "configured", *_NUMBERS)
+    return [
+        ("By route, rule and provider", by_rule, rules),
+        ("By provider and model", ("provider", "model", *_NUMBERS), models),
+        ("Outcomes", ("outcome", "requests", "of all"), outcomes),
+    ]
+
+
+def _notes(report: Report, shares: Shares) -> list[str]:
+    total, notes = report.total, []
+    if total.observed:
+        observed = _number(total.observed)
+        notes.append(f"{observed} requests were only observed: they went where they were going.")
+    if total.mirrored:
+        notes.append(f"{_number(total.mirrored)} mirrored copies are in tokens and cost alone.")
+    if total.without_price:
+        priced = _number(total.without_price)
+        notes.append(f"+ means more: {priced} answers with usage have no known list price.")
+    if total.without_usage:
+        notes.append(f"{_number(total.without_usage)} lines have no token usage.")
+    if not shares:
+        notes.append("Name the rules (--rules) to see configured shares.")
+    if report.unread:
+        notes.append(f"{_number(report.unread)} lines could not be read and are not counted.")
+    return notes
+
+
+def _headline(report: Report) -> str:
+    total = report.total
+    span = f"{_moment(report.first)} to {_moment(report.last)}"
+    tokens = _number(total.prompt_tokens + total.completion_tokens)
+    return (
+        f"{_number(total.requests)} requests, {_number(total.errors)} errors, {tokens} tokens,"
+        f" {_cost(total)} · {span}"
+    )
+
+
+def _moment(moment: datetime | None) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if moment else NONE
+
+
+# --- a terminal -----------------------------------------------------------------------------------
+
+
+def show(report: Report, shares: Shares, console: Console) -> None:
+    """Print it for a person."""
+    console.print(_headline(report), style="bold", markup=False)
+    for title, columns, rows in _tables(report, shares):
+        table = Table(title=title, title_justify="left", title_style="bold", box=None)
+        texts = sum(name in {"route", "rule", "provider", "model", "outcome"} for name in columns)
+        for place, name in enumerate(columns):
+            table.add_column(
+                name,
+                justify="left" if place < texts else "right",
+                header_style="dim",
+                overflow="fold",
+            )
+        for row in rows:
+            table.add_row(*(_plain(cell) for cell in row))
+        console.print()
+        console.print(table)
+    console.print()
+    for note in _notes(report, shares):
+        console.print(note, style="dim", markup=False)
+
+
+def _plain(cell: str) -> str:
+    """Keep what a client named from being read as markup or steering the terminal."""
+    printable = "".join(c if c.isprintable() else "�" for c in cell)
+    return printable.replace("[", r"\[")
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+_COLOURS = ("#3b6fd4", "#d9822b", "#2e9e6b", "#b04fc4", "#c94f4f", "#5aa7b8", "#8a8f3a", "#8a8a8a")
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 92rem; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th { font-weight: 500; opacity: .7; } .text { text-align: left; }
+.bar { display: flex; align-items: center; gap: .6rem; margin: .2rem 0; }
+.bar span:first-child { flex: 0 0 22rem; overflow: hidden; text-overflow: ellipsis; }
+.bar span:last-child { flex: 0 0 12rem; text-align: right; }
+.track { flex: 1; background: var(--soft); height: 1rem; position: relative; }
+.track b, .track i { position: absolute; top: 0; height: 100%; }
+.track i { width: 2px; background: currentColor; }
+.legend { display: flex; flex-wrap: wrap; gap: 1rem; margin: .4rem 0; }
+.legend b { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
+svg { width: 100%; height: 10rem; background: var(--soft); }
+p.note { opacity: .7; margin: .2rem 0; }
+@media (max-width: 40rem) { .bar span:first-child { flex-basis: 9rem; } }
+"""
+
+
+def as_html(report: Report, shares: Shares) -> str:
+    """Return one self-contained page: no script, nothing loaded from elsewhere."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        '<meta name=viewport content="width=device-width">',
+        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';",
+        " style-src 'unsafe-inline'\">",
+        f"<title>LLM traffic</title><style>{_STYLE}</style>",
+        f"<h1>LLM traffic</h1><p>{escape(_headline(report))}</p>",
+        _timeline(report),
+        _splits(report, shares),
+        _bars("Cost by model", {" · ".join(k): s.cost_usd for k, s in report.models.items()}, "$"),
+        _bars(
+            "Tokens by model",
+            {
+                " · ".join(k): float(s.prompt_tokens + s.completion_tokens)
+                for k, s in report.models.items()
+            },
+        ),
+    ]
+    for title, columns, rows in _tables(report, shares):
+        parts.append(f"<h2>{escape(title)}</h2>{_html_table(columns, rows)}")
+    parts += [f"<p class=note>{escape(note)}</p>" for note in _notes(report, shares)]
+    return "".join(parts)
+
+
+def _html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    texts = sum(name in {"route", "rule", "provider", "model", "outcome"} for name in columns)
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=text' if place < texts else ''}>{escape(value)}</{tag}>"
+            for place, value in enumerate(values)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+    return f"<div class=wide><table>{head}<tbody>{body}</tbody></table></div>"
+
+
+def _splits(report: Report, shares: Shares) -> str:
+    """Draw the actual share of each target as a bar, the configured one as a mark on it."""
+    rows = []
+    for key, _ in _by_requests(_all_rules(report, shares)):
+        share, wanted = report.share(key), shares.get(key)
+        if share is None:
+            continue
+        mark = "" if wanted is None else f"<i style=left:{wanted:.2%}></i>"
+        beside = "" if wanted is None else f" (configured {wanted:.1%})"
+        bar = f'<b style="width:{share:.2%};background:{_COLOURS[0]}"></b>{mark}'
+        rows.append(_bar(" · ".join(key), bar, f"{share:.1%}{beside}"))
+    return f"<h2>Split per rule</h2>{''.join(rows)}" if rows else ""
+
+
+def _bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
+    highest = max(values.values(), default=0.0)
+    if highest <= 0:
+        return ""
+    first = sorted(values.items(), key=lambda item: -item[1])[:_MAX_BARS]
+    rows = [
+        _bar(
+            name,
+            f'<b style="width:{value / highest:.2%};background:{_COLOURS[0]}"></b>',
+            f"{unit}{value:,.4f}" if unit else _number(int(value)),
+        )
+        for name, value in first
+        if value > 0
+    ]
+    return f"<h2>{escape(title)}</h2>{''.join(rows)}"
+
+
+def _bar(name: str, bar: str, value: str) -> str:
+    shown = escape(name)
+    return (
+        f'<div class=bar><span title="{shown}">{shown}</span><span class=track>{bar}</span>'
+        f"<span>{escape(value)}</span></div>"
+    )
+
+
+def _timeline(report: Report) -> str:
+    steps, step = report.timeline.steps, report.timeline.step
+    if not steps:
+        return ""
+    total: Counter[str] = Counter()
+    for counts in steps.values():
+        total.update(counts)
+    names = [name for name, _ in total.most_common(len(_COLOURS))]
+    first, last = min(steps), max(steps)
+    columns = (last - first) // step + 1
+    highest = max(counts.total() for counts in steps.values())
+    bars = []
+    for start, counts in sorted(steps.items()):
+        top = float(highest)
+        for place, name in enumerate(names):
+            if counts[name]:
+                top -= counts[name]
+                bars.append(
+                    f'<rect x="{(start - first) // step}" y="{top}" width=".9"'
+                    f' height="{counts[name]}" fill="{_COLOURS[place]}"/>'
+                )
+    legend = "".join(
+        f'<span><b style="background:{_COLOURS[place]}"></b>{escape(name)}</span>'
+        for place, name in enumerate(names)
+    )
+    return (
+        f"<h2>Requests by provider, per {step} s</h2>"
+        f'<svg viewBox="0 0 {columns} {highest}" preserveAspectRatio="none" role="img"'
+        f' aria-label="requests over time, at most {highest} in {step} s">{"".join(bars)}</svg>'
+        f"<div class=legend>{legend}</div>"
+    )

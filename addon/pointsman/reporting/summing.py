@@ -1,0 +1,205 @@
+"""An access log, line by line, into sums: by route, rule and provider, by model, over time.
+
+Memory does not grow with the log: durations are counted in buckets, each 2 % wide, and time is kept
+in at most `TIMELINE` steps.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+TIMELINE = 120
+_WIDTH = math.log(1.02)
+_FIRST_STEP = 1  # second
+_FIRST_ERROR = 400
+_MAX_ROWS = 2000
+OTHER = "(other)"
+NONE = "(none)"
+
+
+class Durations:
+    """Milliseconds, of which quantiles can be had to within 2 %."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def add(self, value: object) -> None:
+        """Take in a duration; what is no number is none."""
+        if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+            self._counts[math.ceil(math.log(max(value, 0.001)) / _WIDTH)] += 1
+
+    def quantile(self, q: float) -> float | None:
+        """Return the quantile in milliseconds; None where there is no value."""
+        wanted, seen = q * self._counts.total(), 0
+        for number in sorted(self._counts):
+            seen += self._counts[number]
+            if seen >= wanted:
+                return float(f"{math.exp(number * _WIDTH):.3g}")
+        return None
+
+    def quantiles(self) -> dict[str, float | None]:
+        """Return the median and the tail."""
+        return {"p50": self.quantile(0.5), "p95": self.quantile(0.95), "p99": self.quantile(0.99)}
+
+
+@dataclass
+class Sums:
+    """What is summed up of some requests."""
+
+    requests: int = 0
+    mirrored: int = 0
+    observed: int = 0
+    errors: int = 0
+    failed_over: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float = 0.0
+    without_usage: int = 0
+    without_price: int = 0
+    duration: Durations = field(default_factory=Durations)
+    time_to_first_token: Durations = field(default_factory=Durations)
+    overhead: Durations = field(default_factory=Durations)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take in one line. A mirrored copy costs, and is no request of a client's."""
+        usage = entry.get("usage_source") is not None
+        self.prompt_tokens += _count(entry.get("request_prompt_tokens"))
+        self.completion_tokens += _count(entry.get("request_completion_tokens"))
+        self.cached_tokens += _count(entry.get("cached_tokens"))
+        cost = entry.get("cost_usd")
+        if isinstance(cost, int | float):
+            self.cost_usd += cost
+        self.without_usage += not usage
+        self.without_price += usage and cost is None
+        if entry.get("mirror"):
+            self.mirrored += 1
+            return
+        self.requests += 1
+        self.observed += "OB" in _flags(entry)
+        self.errors += is_error(entry)
+        self.failed_over += len(_attempts(entry)) > 1
+        self.duration.add(entry.get("duration_ms"))
+        self.time_to_first_token.add(entry.get("time_to_first_token_ms"))
+        self.overhead.add(entry.get("overhead_ms"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; durations in milliseconds."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in _DURATIONS},
+            **{f"{name}_ms": getattr(self, name).quantiles() for name in _DURATIONS},
+        }
+
+
+_DURATIONS = ("duration", "time_to_first_token", "overhead")
+
+
+class Timeline:
+    """Requests by provider in steps of time, which double when there would be too many."""
+
+    def __init__(self) -> None:
+        self.step = _FIRST_STEP  # seconds
+        self.steps: dict[int, Counter[str]] = {}  # by their start, seconds since 1970
+
+    def add(self, moment: datetime, provider: str) -> None:
+        """Count a request."""
+        start = int(moment.timestamp()) // self.step * self.step
+        self.steps.setdefault(start, Counter())[provider] += 1
+        while len(self.steps) > 1 and max(self.steps) - min(self.steps) >= TIMELINE * self.step:
+            self._double()
+
+    def _double(self) -> None:
+        self.step *= 2
+        wider: dict[int, Counter[str]] = {}
+        for start, counts in self.steps.items():
+            wider.setdefault(start // self.step * self.step, Counter()).update(counts)
+        self.steps = wider
+
+
+type RuleKey = tuple[str, str, str]  # route, rule, provider
+
+
+class Report:
+    """The sums of a log."""
+
+    def __init__(self) -> None:
+        self.total = Sums()
+        self.rules: dict[RuleKey, Sums] = {}
+        self.models: dict[tuple[str, str], Sums] = {}
+        # How often each provider of a rule was chosen first, wherever the request ended.
+        self.chosen: Counter[RuleKey] = Counter()
+        self.statuses: Counter[str] = Counter()
+        self.flags: Counter[str] = Counter()
+        self.timeline = Timeline()
+        self.first: datetime | None = None
+        self.last: datetime | None = None
+        self.unread = 0  # lines that look like ours and can't be read
+
+    def read(self, lines: Iterable[str]) -> None:
+        """Take in lines. Those of others (a pod's log has them) are passed over."""
+        for line in lines:
+            if '"llm_request"' not in line:
+                continue
+            try:
+                entry = json.loads(line[max(line.find("{"), 0) :])
+                if entry["event"] != "llm_request":
+                    continue
+                moment = datetime.fromisoformat(entry["timestamp"])
+                self.add(entry, moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                self.unread += 1
+
+    def add(self, entry: Mapping[str, Any], moment: datetime) -> None:
+        """Take in one request."""
+        self.first = min(self.first or moment, moment)
+        self.last = max(self.last or moment, moment)
+        self.total.add(entry)
+        route = str(entry.get("route") or entry.get("host") or NONE)
+        rule, provider = str(entry.get("rule") or NONE), str(entry.get("provider") or NONE)
+        model = str(entry.get("response_model") or entry.get("request_model") or NONE)
+        _row(self.models, (provider, model)).add(entry)
+        _row(self.rules, (route, rule, provider)).add(entry)
+        if entry.get("mirror"):
+            return
+        attempts = _attempts(entry)
+        first = attempts[0].get("provider") if attempts and "OB" not in _flags(entry) else provider
+        if len(self.chosen) < _MAX_ROWS:
+            self.chosen[route, rule, str(first)] += 1
+        self.statuses[str(entry.get("status") or NONE)] += 1
+        self.flags.update(map(str, _flags(entry)))
+        self.timeline.add(moment, provider)
+
+    def share(self, key: RuleKey) -> float | None:
+        """Return the share of a rule's requests for which this provider was chosen first."""
+        all_of_it = sum(n for other, n in self.chosen.items() if other[:2] == key[:2])
+        return self.chosen[key] / all_of_it if all_of_it else None
+
+
+def is_error(entry: Mapping[str, Any]) -> bool:
+    """Tell whether the client got no good answer, or not the whole of it."""
+    status = entry.get("status")
+    return not isinstance(status, int) or status >= _FIRST_ERROR or entry.get("error") is not None
+
+
+def _row[K: tuple[str, ...]](rows: dict[K, Sums], key: K) -> Sums:
+    if key not in rows and len(rows) >= _MAX_ROWS:
+        key = (OTHER,) * len(key)  # type: ignore[assignment]
+    return rows.setdefault(key, Sums())
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _flags(entry: Mapping[str, Any]) -> list[Any]:
+    flags = entry.get("flags")
+    return flags if isinstance(flags, list) else []
+
+
+def _attempts(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    attempts = entry.get("attempts")
+    return [a for a in attempts if isinstance(a, dict)] if isinstance(attempts, list) else []

@@ -1,0 +1,208 @@
+"""`pointsman report`: the sums are those of the log's lines, the shares those of the rules."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from pointsman.cli import app
+from pointsman.protocols.usage import Usage
+from pointsman.reporting.summing import TIMELINE, Durations, Report
+from pointsman.telemetry.access_log import AccessLog
+from pointsman.telemetry.exchange import Attempt, Exchange
+
+RULES = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: east}
+spec: {host: east.test}
+---
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: west}
+spec: {host: west.test}
+---
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: spare}
+spec: {host: spare.test}
+---
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMRoute
+metadata: {name: front}
+spec:
+  host: front
+  rules:
+  - name: split
+    backendRefs:
+    - {providerHost: east.test, weight: 3}
+    - {providerHost: west.test, weight: 1}
+    - {providerHost: spare.test, priority: 1}
+"""
+
+
+def exchange(provider: str = "east", *, first: str = "", **fields: Any) -> Exchange:
+    attempts = [Attempt(p, f"{p}.test", 0.0, 0.1) for p in dict.fromkeys((first, provider)) if p]
+    shown = {
+        "route": "front",
+        "rule": "split",
+        "request_model": "m-1",
+        "status": 200,
+        "attempts": attempts,
+        "usage": Usage(prompt_tokens=5, completion_tokens=3),
+        "usage_source": "response",
+        "cost_usd": 0.25,
+        "ended": 0.2,
+        "overhead": 0.0005,
+        **fields,
+    }
+    return Exchange("r", "front", "POST", "/", None, started=0.0, provider=provider, **shown)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "access.log"
+
+
+def write(log: Path, exchanges: Iterable[Exchange]) -> None:
+    written = AccessLog(str(log))
+    for one in exchanges:
+        written.emit(one)
+    written.close()
+
+
+def run(*arguments: str | Path, **how: Any) -> Result:
+    return CliRunner().invoke(app, ["report", *map(str, arguments)], **how)
+
+
+def read(*arguments: str | Path, **how: Any) -> dict[str, Any]:
+    done = run(*arguments, "--json", **how)
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_sums_are_those_of_the_lines(log: Path) -> None:
+    lost = exchange("west", status=None, error="client disconnected", flags=["DC"])
+    failed = exchange("west", status=503, usage=None, usage_source=None, cost_usd=None)
+    write(log, [*(exchange() for _ in range(6)), lost, failed])
+    found = read(log)
+    total = found["total"]
+    assert (total["requests"], total["errors"]) == (8, 2)
+    assert (total["prompt_tokens"], total["completion_tokens"]) == (35, 21)
+    assert total["cost_usd"] == pytest.approx(1.75)
+    assert total["without_usage"] == 1
+    assert total["duration_ms"]["p50"] == pytest.approx(200, rel=0.02)
+    assert total["overhead_ms"]["p99"] == pytest.approx(0.5, rel=0.02)
+    assert total["time_to_first_token_ms"]["p50"] is None
+    assert found["statuses"] == {"200": 6, "(none)": 1, "503": 1}
+    assert found["flags"] == {"DC": 1}
+    assert [(m["model"], m["provider"], m["requests"]) for m in found["models"]] == [
+        ("m-1", "east", 6),
+        ("m-1", "west", 2),
+    ]
+
+
+def test_a_share_is_of_first_choices_beside_what_the_rules_say(log: Path, tmp_path: Path) -> None:
+    moved = [exchange("spare", first="west") for _ in range(2)]
+    write(log, [*(exchange("east") for _ in range(6)), *moved])
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(RULES)
+    rows = {row["provider"]: row for row in read(log, "--rules", rules)["rules"]}
+    shares = {name: (row["share"], row["configured_share"]) for name, row in rows.items()}
+    assert shares == {"east": (0.75, 0.75), "west": (0.25, 0.25), "spare": (0.0, 0.0)}
+    assert (rows["west"]["requests"], rows["spare"]["requests"]) == (0, 2)
+    assert rows["spare"]["failed_over"] == 2
+
+
+def test_what_is_only_observed_or_mirrored_is_told_apart(log: Path) -> None:
+    observed = exchange("east", first="front", flags=["OB"])
+    write(log, [observed, exchange("west", mirror=True)])
+    found = read(log)
+    assert (found["total"]["requests"], found["total"]["observed"]) == (1, 1)
+    assert found["total"]["mirrored"] == 1
+    assert found["total"]["cost_usd"] == pytest.approx(0.5)
+    shares = {row["provider"]: row["share"] for row in found["rules"]}
+    assert shares == {"east": 1.0, "west": 0.0}
+
+
+def test_lines_of_others_are_passed_over_and_broken_ones_told(log: Path) -> None:
+    write(log, [exchange()])
+    line = log.read_text()
+    spaced = json.dumps(json.loads(line))
+    log.write_text(
+        f"{line}starting\n[pod/shop] {line}{spaced}\n{line[:200]}\n"
+        '{"event":"llm_request","timestamp":5}\n{"event":"other","said":"llm_request"}\n'
+    )
+    found = read(log)
+    assert (found["total"]["requests"], found["unread_lines"]) == (3, 2)
+    assert "2 lines could not be read" in run(log).output
+
+
+def test_logs_come_gzipped_and_by_standard_input_too(log: Path, tmp_path: Path) -> None:
+    write(log, [exchange()])
+    packed = tmp_path / "access.log.gz"
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    assert read(log, packed, "-", input=log.read_text())["total"]["requests"] == 3
+
+
+def test_faults_say_what_and_where(log: Path, tmp_path: Path) -> None:
+    assert run(log).exit_code == 2
+    assert f"{log} can't be read (No such file or directory)" in run(log).output.replace("\n", "")
+    log.write_text("nothing\n")
+    empty = run(log)
+    assert (empty.exit_code, "no LLM request in" in empty.output) == (1, True)
+    broken = tmp_path / "broken.gz"
+    broken.write_bytes(gzip.compress(b"x" * 1000)[:20])
+    assert "cut short" in run(broken).output
+    write(log, [exchange()])
+    nowhere = run(log, "--html", tmp_path / "no" / "report.html")
+    assert (nowhere.exit_code, "can't be written" in nowhere.output) == (2, True)
+
+
+def test_a_terminal_gets_tables(log: Path) -> None:
+    write(log, [exchange(), exchange("west", request_model="[red]m\x1b[2J")])
+    said = run(log).stdout
+    assert "2 requests, 0 errors, 16 tokens, $0.5000" in said
+    assert re.search(r"front +split +east +50\.0% +- +1 +0 +0 +5 +3 +\$0\.2500", said)
+    assert "[red]m" in said
+    assert "\x1b" not in said
+
+
+def test_a_page_has_charts_and_no_script(log: Path, tmp_path: Path) -> None:
+    write(log, [exchange(), exchange("west", request_model="<script>alert(1)</script>")])
+    page = tmp_path / "report.html"
+    assert "written" in run(log, "--html", page).stdout
+    text = page.read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "<svg" in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert "Split per rule" in text
+
+
+@given(st.lists(st.floats(min_value=0.01, max_value=1e7), min_size=1, max_size=200))
+def test_a_quantile_is_right_within_its_bucket(values: list[float]) -> None:
+    durations = Durations()
+    for value in values:
+        durations.add(value)
+    exact = sorted(values)[-(-len(values) // 2) - 1]
+    assert durations.quantile(0.5) == pytest.approx(exact, rel=0.026)
+
+
+@given(st.lists(st.integers(min_value=0, max_value=10**8), min_size=1, max_size=100))
+def test_the_timeline_loses_nothing_and_is_bounded(seconds: list[int]) -> None:
+    report, start = Report(), datetime(2026, 1, 1, tzinfo=UTC)
+    for second in seconds:
+        report.timeline.add(start + timedelta(seconds=second), "east")
+    steps = report.timeline.steps
+    assert sum(counts["east"] for counts in steps.values()) == len(seconds)
+    assert len(steps) <= TIMELINE

@@ -1,0 +1,170 @@
+"""The page's numbers: counted as the access log has them, bounded, and merged over processes."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.protocols.usage import Usage
+from pointsman.telemetry.exchange import DecisionRecord, Exchange, RuleVerdict
+from pointsman.telemetry.live import (
+    LAST_EXCHANGES,
+    SLOT_SECONDS,
+    SLOTS,
+    Live,
+    bucket,
+    merge,
+    quantile,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def exchange(request_id: str = "r", **fields: Any) -> Exchange:
+    shown = {
+        "route": "front",
+        "rule": "split",
+        "provider": "east",
+        "request_model": "east-1",
+        "status": 200,
+        "usage": Usage(prompt_tokens=5, completion_tokens=3),
+        "cost_usd": 0.25,
+        "first_token": 1.2,
+        "ended": 2.0,
+        "overhead": 0.0005,
+        **fields,
+    }
+    return Exchange(request_id, "front", "POST", "/", None, started=1.0, **shown)
+
+
+def test_what_an_exchange_adds() -> None:
+    live = Live(Clock())
+    live.record(exchange())
+    live.record(exchange(provider="west", status=503, usage=None, cost_usd=None))
+    seen = live.snapshot()
+    assert seen["totals"] == {
+        "requests": 2,
+        "mirrored": 0,
+        "errors": 1,
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "cost_usd": 0.25,
+        "without_usage": 1,
+        "without_price": 1,
+    }
+    rules = {(r["route"], r["rule"], r["provider"]): r["requests"] for r in seen["rules"]}
+    assert rules == {("front", "split", "east"): 1, ("front", "split", "west"): 1}
+    models = {(m["provider"], m["model"]): m["cost_usd"] for m in seen["models"]}
+    assert models == {("east", "east-1"): 0.25, ("west", "east-1"): 0.0}
+    (slot,) = seen["slots"]
+    assert slot["providers"] == {"east": 1, "west": 1}
+    assert quantile(slot["time_to_first_token"], 0.5) == pytest.approx(200, rel=0.2)
+    assert quantile(slot["overhead"], 0.99) == pytest.approx(0.5, rel=0.2)
+
+
+def test_the_model_that_answered_is_counted() -> None:
+    live = Live(Clock())
+    live.record(exchange(response_model="east-1-2026"))
+    assert [m["model"] for m in live.snapshot()["models"]] == ["east-1-2026"]
+
+
+def test_a_mirrored_copy_costs_and_is_no_request() -> None:
+    live = Live(Clock())
+    live.record(exchange(mirror=True, status=500))
+    seen = live.snapshot()
+    assert seen["rules"] == seen["slots"] == []
+    totals = seen["totals"]
+    assert (totals["requests"], totals["errors"], totals["mirrored"]) == (0, 0, 1)
+    assert totals["cost_usd"] == 0.25
+
+
+def test_the_last_exchanges_come_newest_first_with_their_decision() -> None:
+    clock = Clock()
+    live = Live(clock)
+    decision = DecisionRecord((RuleVerdict("split", matched=True, reason="it"),), 0.25, ("east",))
+    for number in range(LAST_EXCHANGES + 5):
+        clock.now += 1
+        live.record(exchange(str(number), decision=decision))
+    shown = live.snapshot()["exchanges"]
+    assert [e["request_id"] for e in shown[:2]] == [
+        str(LAST_EXCHANGES + 4),
+        str(LAST_EXCHANGES + 3),
+    ]
+    assert len(shown) == LAST_EXCHANGES
+    assert shown[0]["decision"]["draw"] == 0.25
+    assert shown[0]["decision"]["rules"][0]["rule"] == "split"
+    assert shown[0]["timestamp"].endswith("+00:00")
+    json.dumps(live.snapshot())
+
+
+def test_what_a_client_chooses_is_bounded() -> None:
+    live = Live(Clock())
+    for number in range(5000):
+        live.record(
+            exchange(
+                request_model=f"{number}{'x' * 10_000}",
+                provider=f"p{number}",
+                client_model="y" * 10_000,
+            )
+        )
+    seen = live.snapshot()
+    assert seen["totals"]["requests"] == 5000
+    assert sum(m["requests"] for m in seen["models"]) == 5000
+    assert sum(r["requests"] for r in seen["rules"]) == 5000
+    assert len(seen["models"]) < 300
+    assert len(seen["rules"]) < 2100
+    assert len(json.dumps(seen["models"])) < 200_000
+    assert all(len(e["client_model"]) < 300 for e in seen["exchanges"])
+
+
+def test_slots_end_and_old_ones_go() -> None:
+    clock = Clock()
+    live = Live(clock)
+    for _ in range(SLOTS * 2):
+        live.record(exchange())
+        clock.now += SLOT_SECONDS
+    assert len(live.snapshot()["slots"]) < SLOTS
+    clock.now += SLOTS * SLOT_SECONDS
+    assert live.snapshot()["slots"] == []
+    assert live.snapshot()["totals"]["requests"] == SLOTS * 2
+
+
+def test_snapshots_of_several_processes_are_as_of_one() -> None:
+    clock = Clock()
+    one, two, all_of_it = Live(clock), Live(clock), Live(clock)
+    for number in range(30):
+        clock.now += 0.7
+        made = exchange(str(number), provider=("east", "west")[number % 2], status=200 + number % 3)
+        (one, two)[number % 3 == 0].record(made)
+        all_of_it.record(made)
+    merged, wanted = merge([one.snapshot(), two.snapshot()]), all_of_it.snapshot()
+    assert merged.pop("processes") == 2
+    assert wanted.pop("processes") == 1
+    for name in ("rules", "models"):
+        merged[name].sort(key=repr)
+        wanted[name].sort(key=repr)
+    assert merged == wanted
+
+
+def test_of_no_process_there_is_an_empty_snapshot() -> None:
+    assert merge([])["exchanges"] == []
+    assert merge([])["processes"] == 0
+
+
+@given(st.floats(min_value=0.001, max_value=1e9))
+def test_a_bucket_holds_what_is_up_to_its_bound_and_above_the_one_before(value: float) -> None:
+    number = bucket(value)
+    assert 2 ** ((number - 1) / 4) <= value * 1.000001
+    assert value <= 2 ** (number / 4) * 1.000001
+
+
+def test_a_quantile_of_nothing_is_unknown() -> None:
+    assert quantile({}, 0.5) is None
