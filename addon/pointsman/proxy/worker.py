@@ -105,9 +105,9 @@ class _Master(dump.DumpMaster):
 
 
 def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
-    """Leave out what asyncio (up to Python 3.12.1) says when mitmproxy cuts a connection at its end.
+    """Leave out a fault of asyncio's own, at the end of a process whose clients are connected.
 
-    A callback of its own asks the cancelled task of the connection for its exception.
+    A callback of it (Python 3.12.1) asks the cancelled task of a connection for its exception.
     """
     cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not (cancelled and "StreamReaderProtocol.connection_made" in record.getMessage())
