@@ -1,6 +1,7 @@
 """The sidecar's processes: workers that die, drain and share the load, and what is logged of it."""
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -71,6 +72,12 @@ def entries(sidecar: Sidecar) -> list[Json]:
     return sidecar.logged("llm_request")
 
 
+def counted(page: str, metric: str) -> float:
+    """Sum up a metric, whatever its labels."""
+    values = re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
+    return sum(map(float, values))
+
+
 # --- workers --------------------------------------------------------------------------------------
 
 
@@ -100,7 +107,10 @@ def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
     sidecar.out.wait(lambda _: len(entries(sidecar)) >= asked, "an entry for each request")
     for entry in entries(sidecar):
         assert_entry(entry, host="api.openai.com", status=200, provider="openai")
+    assert sidecar.ask("/config").json()["routes"]
+    assert "differingWorkers" not in sidecar.ask("/config").json()
     page = sidecar.ask("/metrics").text
+    assert counted(page, "pointsman_requests_total") == asked
     assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
     assert 'pointsman_sidecar_worker_up{worker="2"} 1.0' in page
     assert sidecar.ask("/readyz").json()["ready"] is True
@@ -320,9 +330,9 @@ def test_all_that_a_worker_prints_becomes_json(start_sidecar: StartSidecar, rule
     assert warning["level"] == "warning"
 
 
-def failing(confdir: Path, *options: str, rules: Path | None = None, env: Any = None) -> Json:
+def failing(confdir: Path, *options: str, rules: Path | None = None, **more: Any) -> Json:
     """Run a sidecar that can't start; return its last words, and its exit status beside them."""
-    sidecar = Sidecar(confdir, rules, *options, env=env)
+    sidecar = Sidecar(confdir, rules, *options, **more)
     sidecar.start()
     code = sidecar.wait()
     last = sidecar.logged()[-1]
@@ -354,6 +364,6 @@ def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -
     no_folder = failing(tmp_path / "file" / "confdir")
     assert no_folder["code"] == 1
     assert no_folder["event"].startswith(str(tmp_path / "file"))
-    udp = failing(own_confdir, "--mode", "dns")
+    udp = failing(own_confdir, mode="reverse:udp://127.0.0.1:1")
     assert udp["code"] == 1
     assert "over UDP" in udp["all"]

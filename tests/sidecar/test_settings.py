@@ -70,6 +70,7 @@ def test_root_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         (Given(port="http"), "--port: 'http' is no port"),
         (Given(mode=["regular", "socks5"]), "--mode: the sidecar serves one mode"),
         (Given(mode=["transparent@15001"]), "write transparent alone; --port and --listen"),
+        (Given(mode=["wireguard"]), "--mode: 'wireguard' can't be served"),
         (Given(arguments=["-p", "1"]), "-p: a sidecar takes --port in its place"),
         (Given(arguments=["--listen-port=1"]), "a sidecar takes --port"),
         (Given(arguments=["--listen-host", "::"]), "a sidecar takes --listen"),

@@ -24,6 +24,7 @@ from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
+from pointsman.sidecar.handover import admin_port
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,10 @@ class Endpoint:
         Whoever may only use the proxy must not reach through it what listens on the loopback. A
         name may lead anywhere by the time that it is looked up, so on that port it is refused too.
         """
-        if address is None or not any(_same_port(server, address[1]) for server in self._servers):
+        if address is None:
+            return None
+        own = any(_same_port(server, address[1]) for server in self._servers)
+        if not own and address[1] != admin_port():
             return None
         try:
             found = ipaddress.ip_address(address[0].partition("%")[0])

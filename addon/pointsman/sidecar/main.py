@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pointsman import ca
 from pointsman.admin.server import serve
-from pointsman.sidecar import listening, runtime
+from pointsman.sidecar import handover, listening, runtime
 from pointsman.sidecar.output import log_to_stdout
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.settings import OFF, Given, Settings, SettingsError, check
@@ -46,6 +46,11 @@ async def _run(settings: Settings) -> int:
         for each in sockets:
             stack.enter_context(each)
         port = sockets[0].getsockname()[1]
+        env = {
+            "PYTHONOPTIMIZE": "1",
+            **runtime.bytecode(settings.confdir),
+            exposition.DIRECTORY: _metrics_folder(folder),
+        }
         plan = Plan(
             arguments=(
                 *("--set", f"confdir={settings.confdir}", "--set", f"llm_health={OFF}"),
@@ -53,11 +58,7 @@ async def _run(settings: Settings) -> int:
                 *settings.arguments,
             ),
             listening=sockets,
-            env={
-                "PYTHONOPTIMIZE": "1",
-                **runtime.bytecode(settings.confdir),
-                exposition.DIRECTORY: _metrics_folder(folder),
-            },
+            env=env,
             folder=folder,
         )
         supervisor = Supervisor(settings.workers, plan, _gone)
@@ -68,6 +69,8 @@ async def _run(settings: Settings) -> int:
                 server = serve(source, address, health_only=name == "health")
                 stack.push_async_callback(server.close)
                 addresses[name] = server.address
+                if name == "admin":
+                    env[handover.ADMIN_PORT] = server.address.rpartition(":")[2]
         _logger.info(
             "listening",
             extra={

@@ -16,6 +16,9 @@ PROXY_UID = 1337
 _HIGHEST_PORT = 65535
 _MOST_WORKERS = 64
 
+# Those over TCP; what comes by a network device or by UDP can't be handed to workers.
+_MODES = ("transparent", "regular", "socks5", "upstream:", "reverse:")
+
 # mitmdump's options that are not its own in a sidecar, and what says the same here.
 _TAKEN = {
     "-p": "--port",
@@ -123,6 +126,8 @@ def _mode(modes: Sequence[str]) -> str:
     if len(modes) > 1:
         raise SettingsError("--mode: the sidecar serves one mode; give it once")
     mode = modes[0] if modes else "transparent"
+    if not mode.startswith(_MODES):
+        raise SettingsError(f"--mode: {mode!r} can't be served; write one of {', '.join(_MODES)}")
     if "@" in mode:
         raise SettingsError(
             f"--mode: write {mode.partition('@')[0]} alone; --port and --listen say where"
