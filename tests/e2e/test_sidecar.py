@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pointsman.ca.authority import generate
 from pointsman.demo.openai_answers import Answer, chat_events
 from pointsman.demo.provider import Reply
 from tests.e2e.conftest import KEYS
@@ -32,6 +33,7 @@ from tests.e2e.harness import (
     read_head,
     said,
     sse,
+    trusting,
     write_rules,
 )
 from tests.e2e.sidecar import Sidecar, StartSidecar, is_alive
@@ -104,7 +106,7 @@ def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
     eventually(both_have_served, what="connections at both workers")
     asked = len(openai.provider.calls)
     openai.calls(asked)
-    sidecar.out.wait(lambda _: len(entries(sidecar)) >= asked, "an entry for each request")
+    sidecar.wait_for("llm_request", count=asked)
     for entry in entries(sidecar):
         assert_entry(entry, host="api.openai.com", status=200, provider="openai")
     assert sidecar.ask("/config").json()["routes"]
@@ -171,6 +173,33 @@ def test_a_killed_worker_is_back_soon_and_its_clients_wait(
     assert sidecar.workers() != [worker]
     sidecar.wait_until_ready()
     assert 'restarts_total{worker="1"} 1.0' in sidecar.ask("/metrics").text
+
+
+def test_what_a_dead_worker_has_counted_stays(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules)
+    for asked in (1, 2):
+        with sidecar.client() as client:
+            assert said(client.post(URL, json=chat(model="small")))
+        sidecar.wait_for("llm_request", count=asked)
+        assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == asked
+        os.kill(sidecar.workers()[0], signal.SIGKILL)
+        sidecar.wait_for("worker 1 was killed by SIGKILL", count=asked)
+        sidecar.wait_for("worker 1 serves", count=asked + 1)
+        assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == asked
+    sidecar.expect_errors("worker 1 was killed by SIGKILL")
+    openai.calls(2)
+
+
+def test_no_one_reaches_the_admin_endpoint_through_the_proxy(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    with sidecar.client() as client, suppress(httpx.HTTPError):
+        answer = client.post(f"http://{sidecar.admin}/drain")
+        assert answer.status_code == 502
+    assert sidecar.ask("/readyz").json()["ready"] is True
 
 
 def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
@@ -273,6 +302,15 @@ def refused(sidecar: Sidecar) -> bool:
     return False
 
 
+def test_sigterm_before_the_first_worker_serves_ends_it(own_confdir: Path, rules: Path) -> None:
+    sidecar = Sidecar(own_confdir, rules, env=KEYS)
+    sidecar.start()
+    sidecar.wait_for("listening")
+    sidecar.send(signal.SIGTERM)
+    sidecar.assert_ended(0)
+    assert not sidecar.logged("worker 1 serves")
+
+
 def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai: Far) -> None:
     held = Held()
     openai.provider.replies.append(held.reply())
@@ -350,6 +388,31 @@ def test_bad_rules_at_the_start_end_it(own_confdir: Path, tmp_path: Path, openai
     assert 'did you mean \\"path\\"?' in end["all"]
     assert "rules.yaml:" in end["all"]
     assert end["all"].count("did you mean") == 1
+
+
+def test_the_authority_of_a_secret_is_used(
+    own_confdir: Path, tmp_path: Path, start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    secret, confdir = tmp_path / "secret", tmp_path / "c"
+    authority = generate(name="the platform's own")
+    secret.mkdir()
+    (secret / "tls.key").write_bytes(authority.key_pem())
+    (secret / "tls.crt").write_bytes(authority.chain_pem())
+    confdir.mkdir()
+    (confdir / "bytecode").symlink_to(own_confdir / "bytecode")
+    sidecar = start_sidecar(rules, "--ca", str(secret), confdir=confdir)
+    with httpx.Client(
+        proxy=f"http://{LOOPBACK}:{sidecar.port}",
+        verify=trusting(secret / "tls.crt"),
+        trust_env=False,
+        timeout=DEADLINE,
+    ) as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    openai.call()
+    sidecar.stop()
+    end = failing(confdir, "--ca", str(tmp_path / "missing"))
+    assert end["code"] == 1
+    assert "there is no tls.key and tls.crt" in end["event"]
 
 
 def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -> None:
