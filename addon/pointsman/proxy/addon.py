@@ -30,6 +30,7 @@ from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.endpoint import Endpoint, refuse_change
+from pointsman.proxy.exporting import Exporting
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -56,8 +57,9 @@ class Pointsman:
     def __init__(self) -> None:
         self.router = Router()
         self.drain = Drain(self.router)
-        self.endpoint = Endpoint(self.router, self.drain)
         self._measuring = Measuring(self.router)
+        self._exporting = Exporting(self.router)
+        self.endpoint = Endpoint(self.router, self.drain)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
@@ -121,10 +123,7 @@ class Pointsman:
             refuse_change(updated)
         if "llm_drain_timeout" in updated:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
-        if "llm_access_log" in updated:
-            self._open_access_log(ctx.options.llm_access_log)
-        if "llm_metrics" in updated:
-            self._measuring.switch(on=ctx.options.llm_metrics)
+        self._configure_telemetry(updated)
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
@@ -134,6 +133,16 @@ class Pointsman:
                 " rules know do not answer; remove the setting or use lazy",
                 ctx.options.connection_strategy,
             )
+
+    def _configure_telemetry(self, updated: set[str]) -> None:
+        if "llm_access_log" in updated:
+            self._open_access_log(ctx.options.llm_access_log)
+        if "llm_metrics" in updated:
+            self._measuring.switch(on=ctx.options.llm_metrics)
+        if "llm_otel" in updated:
+            self._exporting.switch(on=ctx.options.llm_otel)
+            if self._running:
+                self._exporting.running()
 
     def running(self) -> None:
         """Begin to watch the rules; slim mitmproxy down where no one can see it."""
@@ -150,8 +159,9 @@ class Pointsman:
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
-        self.endpoint.open()
         self._measuring.running()
+        self._exporting.running()
+        self.endpoint.open()
         self._watch()
 
     def done(self) -> None:
@@ -161,6 +171,7 @@ class Pointsman:
             self._watcher = None
         self.endpoint.stop()
         self.router.stop(self.drain.why())
+        self._exporting.close()
         self._measuring.close()
         if self._access_log:
             self._access_log.close()
@@ -194,6 +205,7 @@ class Pointsman:
         try:
             loaded = load(self._rules, instance=self._instance)
         except LoadError as error:
+            self._measuring.rules_refused()
             raise exceptions.OptionsError(str(error)) from None
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
@@ -203,8 +215,8 @@ class Pointsman:
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
-        self.endpoint.rules_live(str(self._rules))
         self._measuring.rules_live()
+        self.endpoint.rules_live(str(self._rules))
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -217,8 +229,8 @@ class Pointsman:
         )
 
     def _refused(self, problems: Sequence[Problem]) -> None:
-        self.endpoint.rules_refused(problems)
         self._measuring.rules_refused()
+        self.endpoint.rules_refused(problems)
 
     def _watch(self) -> None:
         if self._watcher:

@@ -76,6 +76,15 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         ),
     ),
     (
+        "llm_otel",
+        bool,
+        False,
+        (
+            "Send metrics and traces by OTLP over HTTP; where to and how is said by the standard"
+            " OTEL_* environment variables."
+        ),
+    ),
+    (
         "llm_metrics",
         bool,
         True,

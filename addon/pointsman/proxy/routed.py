@@ -52,6 +52,7 @@ _PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
 _OWN_KEYS_OF = (
     "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
 )
+_TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
 _SWITCHING_PROTOCOLS = 101
@@ -105,6 +106,9 @@ class RoutedRequest:
             route=route.name,
             api=self._api.name if self._api else None,
         )
+        if router.tracing is not None:
+            headers = request.headers
+            self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -302,8 +306,21 @@ class RoutedRequest:
             started=time.perf_counter(),
         )
         exchange.attempts.append(attempt)
-        self.call = Call(target, outgoing, attempt)
+        self.call = Call(target, self._traced(outgoing, attempt), attempt)
         return self.call
+
+    def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
+        """Let the attempt's span be the parent of what the provider makes of the client's trace."""
+        if self._router.tracing is None:
+            return outgoing
+        try:
+            fields = self._router.tracing.begin(self.exchange, attempt)
+        except Exception:
+            logger.exception("an attempt could not be traced")
+            return outgoing
+        sent = {name.encode(): value.encode() for name, value in fields.items()}
+        headers = tuple((name, sent.get(name.lower(), value)) for name, value in outgoing.headers)
+        return replace(outgoing, headers=headers)
 
     def mirror(self) -> None:
         """Send a copy if the rule says so: once, after the client's own request was sent."""

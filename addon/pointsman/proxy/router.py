@@ -20,7 +20,7 @@ from pointsman.routing.matching import match, reads_body
 from pointsman.routing.planning import Plan, make_plan
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
-from pointsman.telemetry.exchange import DecisionRecord, RuleVerdict
+from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.sinks import Sinks
 
 DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
@@ -56,6 +56,13 @@ class Open(Protocol):
         """Close its exchange: no more events will come. None: its client has gone."""
 
 
+class Tracing(Protocol):
+    """What makes spans of attempts."""
+
+    def begin(self, exchange: Exchange, attempt: Attempt) -> dict[str, str]:
+        """Begin an attempt's span; return the headers that pass the client's trace on."""
+
+
 class Router:
     """Decides, and remembers what decisions need."""
 
@@ -74,6 +81,8 @@ class Router:
         self.workload: str | None = None
         self.namespace: str | None = None
         self.sinks = Sinks()
+        self.tracing: Tracing | None = None
+        self.capture_content = False  # prompts and answers on spans
         self._open: dict[str, set[Open]] = {}
         self.health = Health()
         self.keys = Keys()
