@@ -5,7 +5,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,7 @@ from tests.e2e.harness import DEADLINE, chat, eventually, llm_route, seed, to
 from tests.e2e.namespaces import POD, Namespaces
 from tests.e2e.test_pod import Outside, populated
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.root,
-    pytest.mark.skipif(
-        not all(map(find_spec, ("pointsman.ca", "pointsman.sidecar", "pointsman.cli.drain"))),
-        reason="the commands that a pod starts are not there yet",
-    ),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 APPLICATION = """\
 apiVersion: v1

@@ -3,6 +3,7 @@
 It never answers for what it can't know: whatever it shows is looked at when it is asked for.
 """
 
+import asyncio
 import ipaddress
 import logging
 import time
@@ -23,6 +24,7 @@ from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
+from pointsman.sidecar.handover import admin_port
 from pointsman.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,10 @@ class Endpoint:
         Whoever may only use the proxy must not reach through it what listens on the loopback. A
         name may lead anywhere by the time that it is looked up, so on that port it is refused too.
         """
-        if address is None or not any(_same_port(server, address[1]) for server in self._servers):
+        if address is None:
+            return None
+        own = any(_same_port(server, address[1]) for server in self._servers)
+        if not own and address[1] != admin_port():
             return None
         try:
             found = ipaddress.ip_address(address[0].partition("%")[0])
@@ -161,7 +166,7 @@ class Endpoint:
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
-        return metrics.render()
+        return await asyncio.to_thread(metrics.render)
 
     async def live(self) -> dict[str, Any]:
         """Return the snapshot for the page."""
