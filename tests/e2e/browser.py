@@ -18,11 +18,9 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1440, 800
 
 
-# No longer than a module: as long as Playwright runs, so does an event loop in this thread, and the
-# `asyncio.run` of other tests would fail.
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A Chromium for the tests of a module."""
+    """A Chromium for the session."""
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
         pytest.skip(f"none of {', '.join(_NAMES)} is installed")

@@ -39,6 +39,7 @@ class Sidecar:
         env: environment variables; of this process's own it gets PATH alone.
         mode: mitmproxy's.
         prefix: a command that runs the program.
+        admin: where its admin endpoint listens.
         scripts: files in `scripts/` that the workers load.
     """
 
@@ -52,6 +53,7 @@ class Sidecar:
         port: int = 0,
         prefix: Sequence[str] = (),
         scripts: Sequence[str] = (),
+        admin: str = f"{LOOPBACK}:0",
     ) -> None:
         self.confdir = confdir
         self.port = port
@@ -62,8 +64,8 @@ class Sidecar:
             *(("--allow-root",) if os.geteuid() == 0 and not prefix else ()),
             *("--confdir", str(confdir), "--mode", mode, "--port", str(port)),
             *(("--rules", str(rules)) if rules else ()),
-            *("--set", "llm_admin=127.0.0.1:0"),
-            *(part for name in [*scripts, "standin.py"] for part in ("-s", str(SCRIPTS / name))),
+            *("--set", f"llm_admin={admin}"),
+            *(part for name in scripts for part in ("-s", str(SCRIPTS / name))),
             *options,
         ]
         own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ADDON.parent)}
@@ -93,7 +95,7 @@ class Sidecar:
         try:
             listening = self.wait_for("listening")
             self.port = int(listening["addresses"][0].rpartition(":")[2])
-            self.admin = f"http://{listening['admin']}"
+            self.admin = listening["admin"]
             self.wait_until_ready()
         except BaseException as error:
             self.kill()
@@ -208,7 +210,11 @@ class Sidecar:
 
     def ask(self, path: str, method: str = "GET") -> httpx.Response:
         """Ask the admin endpoint."""
-        return httpx.request(method, f"{self.admin}{path}", trust_env=False, timeout=DEADLINE)
+        unix = self.admin.startswith("unix:")
+        base = "http://localhost" if unix else f"http://{self.admin}"
+        transport = httpx.HTTPTransport(uds=self.admin.removeprefix("unix:")) if unix else None
+        with httpx.Client(transport=transport, trust_env=False, timeout=DEADLINE) as client:
+            return client.request(method, f"{base}{path}")
 
     def wait_until_ready(self) -> None:
         """Wait until the admin endpoint says that all workers are ready."""

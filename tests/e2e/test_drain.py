@@ -110,7 +110,7 @@ def test_a_stream_that_lasts_longer_is_cut_and_logged(
         with pytest.raises(httpx.TransportError):
             list(chunks)
     assert_entry(proxy.entry(), status=200, flags=["LR"], error="drain_timeout")
-    proxy.says("the drain has timed out after 0.5 s: 1 requests are cut")
+    proxy.says("the drain has timed out after 0.5 s; requests cut: 1")
     proxy.ended()
 
 

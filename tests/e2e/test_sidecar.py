@@ -1,12 +1,13 @@
 """The sidecar's processes: workers that die, drain and share the load, and what is logged of it."""
 
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pointsman.ca.authority import generate
 from pointsman.demo.openai_answers import Answer, chat_events
 from pointsman.demo.provider import Reply
 from tests.e2e.conftest import KEYS
@@ -31,6 +33,7 @@ from tests.e2e.harness import (
     read_head,
     said,
     sse,
+    trusting,
     write_rules,
 )
 from tests.e2e.sidecar import Sidecar, StartSidecar, is_alive
@@ -71,6 +74,12 @@ def entries(sidecar: Sidecar) -> list[Json]:
     return sidecar.logged("llm_request")
 
 
+def counted(page: str, metric: str) -> float:
+    """Sum up a metric, whatever its labels."""
+    values = re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
+    return sum(map(float, values))
+
+
 # --- workers --------------------------------------------------------------------------------------
 
 
@@ -97,10 +106,13 @@ def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
     eventually(both_have_served, what="connections at both workers")
     asked = len(openai.provider.calls)
     openai.calls(asked)
-    sidecar.out.wait(lambda _: len(entries(sidecar)) >= asked, "an entry for each request")
+    sidecar.wait_for("llm_request", count=asked)
     for entry in entries(sidecar):
         assert_entry(entry, host="api.openai.com", status=200, provider="openai")
+    assert sidecar.ask("/config").json()["routes"]
+    assert "differingWorkers" not in sidecar.ask("/config").json()
     page = sidecar.ask("/metrics").text
+    assert counted(page, "pointsman_requests_total") == asked
     assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
     assert 'pointsman_sidecar_worker_up{worker="2"} 1.0' in page
     assert sidecar.ask("/readyz").json()["ready"] is True
@@ -161,6 +173,33 @@ def test_a_killed_worker_is_back_soon_and_its_clients_wait(
     assert sidecar.workers() != [worker]
     sidecar.wait_until_ready()
     assert 'restarts_total{worker="1"} 1.0' in sidecar.ask("/metrics").text
+
+
+def test_what_a_dead_worker_has_counted_stays(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules)
+    for asked in (1, 2):
+        with sidecar.client() as client:
+            assert said(client.post(URL, json=chat(model="small")))
+        sidecar.wait_for("llm_request", count=asked)
+        assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == asked
+        os.kill(sidecar.workers()[0], signal.SIGKILL)
+        sidecar.wait_for("worker 1 was killed by SIGKILL", count=asked)
+        sidecar.wait_for("worker 1 serves", count=asked + 1)
+        assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == asked
+    sidecar.expect_errors("worker 1 was killed by SIGKILL")
+    openai.calls(2)
+
+
+def test_no_one_reaches_the_admin_endpoint_through_the_proxy(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    with sidecar.client() as client, suppress(httpx.HTTPError):
+        answer = client.post(f"http://{sidecar.admin}/drain")
+        assert answer.status_code == 502
+    assert sidecar.ask("/readyz").json()["ready"] is True
 
 
 def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
@@ -263,6 +302,15 @@ def refused(sidecar: Sidecar) -> bool:
     return False
 
 
+def test_sigterm_before_the_first_worker_serves_ends_it(own_confdir: Path, rules: Path) -> None:
+    sidecar = Sidecar(own_confdir, rules, env=KEYS)
+    sidecar.start()
+    sidecar.wait_for("listening")
+    sidecar.send(signal.SIGTERM)
+    sidecar.assert_ended(0)
+    assert not sidecar.logged("worker 1 serves")
+
+
 def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai: Far) -> None:
     held = Held()
     openai.provider.replies.append(held.reply())
@@ -320,9 +368,9 @@ def test_all_that_a_worker_prints_becomes_json(start_sidecar: StartSidecar, rule
     assert warning["level"] == "warning"
 
 
-def failing(confdir: Path, *options: str, rules: Path | None = None, env: Any = None) -> Json:
+def failing(confdir: Path, *options: str, rules: Path | None = None, **more: Any) -> Json:
     """Run a sidecar that can't start; return its last words, and its exit status beside them."""
-    sidecar = Sidecar(confdir, rules, *options, env=env)
+    sidecar = Sidecar(confdir, rules, *options, **more)
     sidecar.start()
     code = sidecar.wait()
     last = sidecar.logged()[-1]
@@ -342,6 +390,31 @@ def test_bad_rules_at_the_start_end_it(own_confdir: Path, tmp_path: Path, openai
     assert end["all"].count("did you mean") == 1
 
 
+def test_the_authority_of_a_secret_is_used(
+    own_confdir: Path, tmp_path: Path, start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    secret, confdir = tmp_path / "secret", tmp_path / "c"
+    authority = generate(name="the platform's own")
+    secret.mkdir()
+    (secret / "tls.key").write_bytes(authority.key_pem())
+    (secret / "tls.crt").write_bytes(authority.chain_pem())
+    confdir.mkdir()
+    (confdir / "bytecode").symlink_to(own_confdir / "bytecode")
+    sidecar = start_sidecar(rules, "--ca", str(secret), confdir=confdir)
+    with httpx.Client(
+        proxy=f"http://{LOOPBACK}:{sidecar.port}",
+        verify=trusting(secret / "tls.crt"),
+        trust_env=False,
+        timeout=DEADLINE,
+    ) as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    openai.call()
+    sidecar.stop()
+    end = failing(confdir, "--ca", str(tmp_path / "missing"))
+    assert end["code"] == 1
+    assert "there is no tls.key and tls.crt" in end["event"]
+
+
 def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
@@ -354,6 +427,6 @@ def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -
     no_folder = failing(tmp_path / "file" / "confdir")
     assert no_folder["code"] == 1
     assert no_folder["event"].startswith(str(tmp_path / "file"))
-    udp = failing(own_confdir, "--mode", "dns")
+    udp = failing(own_confdir, mode="reverse:udp://127.0.0.1:1")
     assert udp["code"] == 1
     assert "over UDP" in udp["all"]

@@ -14,10 +14,11 @@ from mitmproxy import options, optmanager
 from mitmproxy.addons import clientplayback, default_addons
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver, Servers
+from mitmproxy.addons.termlog import TermLogHandler
 from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
 from mitmproxy.master import Master
-from mitmproxy.proxy import server, tunnel
+from mitmproxy.proxy import mode_servers, server, tunnel
 from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
@@ -59,6 +60,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         (NextLayer.next_layer, ["self", "nextlayer"]),
         (clientplayback.ReplayHandler.__init__, ["self", "flow", "options"]),
         (clientplayback.MockServer.__init__, ["self", "flow", "context"]),
+        (NextLayer._get_client_hello, ["context", "data_client"]),
         (TlsConfig.tls_start_server, ["self", "tls_start"]),
     ],
 )
@@ -145,6 +147,29 @@ def test_connections_are_found_by_their_client_and_count_their_servers() -> None
     )
     assert "self.max_conns" in inspect.getsource(server.ConnectionHandler.__init__)
     assert "self.max_conns[" in inspect.getsource(server.ConnectionHandler.open_connection)
+
+
+def test_the_socket_of_a_client_is_found_when_its_connection_is_told_to_be_over() -> None:
+    assert "self.transports" in inspect.getsource(server.ConnectionHandler.__init__)
+    assert {field.name for field in dataclasses.fields(server.ConnectionIO)} >= {"writer"}
+    source = inspect.getsource(server.ConnectionHandler.handle_client)
+    assert source.index("asyncio.wait([handler])") < source.index("ClientDisconnectedHook")
+
+
+def test_a_worker_can_put_its_sockets_in_the_place_of_mitmproxys() -> None:
+    assert parameters(mode_servers.AsyncioServerInstance.listen) == ["self", "host", "port"]
+    source = inspect.getsource(mode_servers.AsyncioServerInstance._start)
+    assert "self._servers = await self.listen(host, port)" in source
+    assert "s.close()" in inspect.getsource(mode_servers.AsyncioServerInstance._stop)
+    # Before this hook nothing may be accepted; after it come the errors of the start.
+    source = inspect.getsource(Master.run)
+    assert source.index("ps.setup_servers()") < source.index("await self.running()")
+    assert source.index("await self.running()") < source.index("ec.finish()")
+
+
+def test_a_worker_can_put_its_format_in_the_place_of_the_logs() -> None:
+    assert "self.format(record)" in inspect.getsource(TermLogHandler.emit)
+    assert "self._termlog_addon = termlog.TermLog()" in inspect.getsource(Master.__init__)
 
 
 def test_an_option_that_the_user_has_not_set_is_told_from_one_that_was() -> None:

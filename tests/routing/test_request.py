@@ -71,7 +71,7 @@ class TestFields:
             _ = body(b"{}", "lzma").fields
         assert body(b"{}", "lzma").lenient_fields == {}
 
-    @pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"{}")[:-3], b"\x1f\x8b"])
+    @pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"{}", mtime=0)[:-3], b"\x1f\x8b"])
     def test_a_body_that_is_not_what_its_coding_says_is_unsupported(self, raw: bytes) -> None:
         with pytest.raises(UnsupportedEncodingError):
             _ = body(raw, "gzip").fields

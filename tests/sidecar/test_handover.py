@@ -22,6 +22,12 @@ def test_a_worker_finds_the_sockets_that_it_was_given() -> None:
         assert ours.recv(1) == handover.READY
 
 
+def test_a_worker_knows_the_admin_endpoints_port_where_it_has_one() -> None:
+    assert handover.admin_port({handover.ADMIN_PORT: "15020"}) == 15020
+    assert handover.admin_port({handover.ADMIN_PORT: "/run/admin.sock"}) is None
+    assert handover.admin_port({}) is None
+
+
 @pytest.mark.parametrize(
     "variables", [{}, {"POINTSMAN_LISTENING_FDS": "", "POINTSMAN_SUPERVISOR_FD": "3"}]
 )

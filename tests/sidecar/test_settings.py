@@ -19,7 +19,7 @@ def test_nothing_given_is_a_transparent_sidecar_on_loopback() -> None:
     found = check(Given())
     assert (found.workers, found.port, found.hosts, found.mode) == (1, 15001, (), "transparent")
     assert (found.confdir, found.secret) == (DEFAULT_CONFDIR, None)
-    assert (found.admin, found.health, found.arguments) == ("127.0.0.1:15020", "", ())
+    assert (found.admin, found.health, found.arguments) == ("127.0.0.1:15020", "off", ())
 
 
 def test_what_the_workers_share_is_taken_from_their_arguments() -> None:
@@ -70,6 +70,7 @@ def test_root_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         (Given(port="http"), "--port: 'http' is no port"),
         (Given(mode=["regular", "socks5"]), "--mode: the sidecar serves one mode"),
         (Given(mode=["transparent@15001"]), "write transparent alone; --port and --listen"),
+        (Given(mode=["wireguard"]), "--mode: 'wireguard' can't be served"),
         (Given(arguments=["-p", "1"]), "-p: a sidecar takes --port in its place"),
         (Given(arguments=["--listen-port=1"]), "a sidecar takes --port"),
         (Given(arguments=["--listen-host", "::"]), "a sidecar takes --listen"),

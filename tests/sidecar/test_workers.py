@@ -23,8 +23,10 @@ LIMIT = 20.0
 class One:
     """What one worker would tell."""
 
-    def __init__(self, *reasons: str, under_way: int = 0, table: str = "a") -> None:
-        self.found = Readiness(reasons, under_way)
+    def __init__(
+        self, *reasons: str, under_way: int = 0, table: str = "a", warnings: tuple[str, ...] = ()
+    ) -> None:
+        self.found = Readiness(reasons, under_way, warnings)
         self.table = table
         self.drains: list[bool] = []
         self.hangs = False
@@ -37,7 +39,7 @@ class One:
         return self.found
 
     async def config(self) -> dict[str, Any]:
-        return {"table": self.table}
+        return {"fingerprint": self.table, "liveSince": id(self)}
 
     async def metrics(self) -> bytes:
         return b""
@@ -78,19 +80,25 @@ def test_all_are_ready_when_each_is(folder: Path) -> None:
     play(folder, [One(under_way=2), One(under_way=3)], action)
 
 
-def test_a_reason_that_all_have_is_told_once(folder: Path) -> None:
+def test_what_all_tell_is_told_once(folder: Path) -> None:
     async def action(workers: Workers, _: Supervisor) -> None:
         found = await workers.readiness()
         assert found.reasons == ("a key is missing", "draining")
+        assert found.warnings == ("a change was refused",)
 
-    play(folder, [One("a key is missing"), One("a key is missing", "draining")], action)
+    refused = ("a change was refused",)
+    ones = [
+        One("a key is missing", warnings=refused),
+        One("a key is missing", "draining", warnings=refused),
+    ]
+    play(folder, ones, action)
 
 
 def test_a_worker_that_does_not_serve_is_told_with_the_reason(folder: Path) -> None:
     async def action(workers: Workers, supervisor: Supervisor) -> None:
         supervisor.workers[1].trouble = "is starting"
         assert await workers.readiness() == Readiness(("worker 2 is starting",), under_way=2)
-        assert await workers.config() == {"table": "a"}
+        assert (await workers.config())["fingerprint"] == "a"
 
     play(folder, [One(under_way=2), One(under_way=9)], action)
 
@@ -120,7 +128,8 @@ def test_a_socket_that_no_one_listens_on_is_no_answer(folder: Path) -> None:
 
 def test_workers_with_another_table_are_named(folder: Path) -> None:
     async def action(workers: Workers, _: Supervisor) -> None:
-        assert await workers.config() == {"table": "a", "differing_workers": [2]}
+        found = await workers.config()
+        assert (found["fingerprint"], found["differingWorkers"]) == ("a", [2])
 
     play(folder, [One(), One(table="b"), One()], action)
 

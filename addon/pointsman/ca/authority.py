@@ -26,6 +26,8 @@ _WARN_BEFORE = timedelta(days=30)
 # As mitmproxy does, for clients whose clocks are behind.
 _BACKDATED = timedelta(days=2)
 _LEAST_RSA_BITS = 2048
+_STRICT = "strict clients (Python 3.13) refuse the authority"
+_FOR_SERVERS = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
 
 type Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -81,9 +83,9 @@ class Authority:
 def generate(*, name: str | None = None, days: int = DEFAULT_DAYS) -> Authority:
     """Make an authority of its own.
 
-    Elliptic: mitmproxy signs each handshake with this very key, and RSA costs 20 times as much. The
-    default name ends in a part of the key's identifier: clients that know two authorities of one
-    name may try the wrong one.
+    Elliptic: mitmproxy signs each handshake with this very key, and with RSA that costs many times
+    as much (`openssl speed rsa2048 ecdsap256`). The default name ends in a part of the key's
+    identifier: clients that know two authorities of one name may try the wrong one.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -209,46 +211,45 @@ def check(authority: Authority, now: datetime | None = None) -> list[str]:
 
 
 def _check_extensions(authority: Authority) -> list[str]:
-    extensions = authority.certificate.extensions
+    certificate, subject = authority.certificate, authority.subject
     warnings = []
-    try:
-        constraints = extensions.get_extension_for_class(x509.BasicConstraints)
-    except x509.ExtensionNotFound:
-        constraints = None
+    constraints = _extension(certificate, x509.BasicConstraints)
     if constraints is None or not constraints.value.ca:
         raise AuthorityError(
-            f"{authority.subject} is not a certificate authority's certificate (basicConstraints"
-            " CA:TRUE is missing); make one with `pointsman ca init`, or with isCA: true in"
-            " cert-manager"
+            f"{subject} is not a certificate authority's certificate (basicConstraints CA:TRUE is"
+            " missing); make one with `pointsman ca init`, or with isCA: true in cert-manager"
         )
     if not constraints.critical:
-        warnings.append("basicConstraints is not critical: strict clients refuse the authority")
-    try:
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
-        if not usage.key_cert_sign:
-            raise AuthorityError(
-                f"{authority.subject} may not sign certificates (keyUsage lacks keyCertSign);"
-                " issue it anew with that usage"
-            )
-    except x509.ExtensionNotFound:
-        warnings.append("keyUsage is missing: strict clients (Python 3.13) refuse the authority")
-    try:
-        extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except x509.ExtensionNotFound:
-        warnings.append(
-            "subjectKeyIdentifier is missing: strict clients (Python 3.13) refuse the authority"
+        warnings.append(f"basicConstraints is not critical: {_STRICT}")
+    usage = _extension(certificate, x509.KeyUsage)
+    if usage is None:
+        warnings.append(f"keyUsage is missing: {_STRICT}")
+    elif not usage.value.key_cert_sign:
+        raise AuthorityError(
+            f"{subject} may not sign certificates (keyUsage lacks keyCertSign); issue it anew with"
+            " that usage"
         )
-    try:
-        purposes = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        any_use = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
-        if not {ExtendedKeyUsageOID.SERVER_AUTH, any_use} & set(purposes):
-            raise AuthorityError(
-                f"{authority.subject} may not sign for servers (extendedKeyUsage lacks serverAuth);"
-                " issue it anew with that usage, or without extendedKeyUsage"
-            )
-    except x509.ExtensionNotFound:
-        pass
+    purposes = _extension(certificate, x509.ExtendedKeyUsage)
+    if purposes and not _FOR_SERVERS & set(purposes.value):
+        raise AuthorityError(
+            f"{subject} may not sign for servers (extendedKeyUsage lacks serverAuth); issue it anew"
+            " with that usage, or without extendedKeyUsage"
+        )
+    if _extension(certificate, x509.SubjectKeyIdentifier) is None:
+        warnings.append(f"subjectKeyIdentifier is missing: {_STRICT}")
+    alone = _is_issued_by(certificate, certificate)
+    if not alone and _extension(certificate, x509.AuthorityKeyIdentifier) is None:
+        warnings.append(f"authorityKeyIdentifier is missing: {_STRICT}")
     return warnings
+
+
+def _extension[T: x509.ExtensionType](
+    certificate: x509.Certificate, kind: type[T]
+) -> x509.Extension[T] | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind)
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _check_dates(certificate: x509.Certificate, now: datetime) -> list[str]:

@@ -78,7 +78,7 @@ def ensure(
             if given is not None:
                 _tell_of_change(confdir, given)
             for file, (content, mode) in _missing(confdir, authority).items():
-                _write(confdir / file, content, mode)
+                replace_file(confdir / file, content, mode)
     except OSError as error:
         raise AuthorityError(
             f"{confdir}: can't be written ({error.strerror}) by user {os.geteuid()}; make it a"
@@ -155,7 +155,7 @@ def _read(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(_LARGEST)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise AuthorityError(
@@ -220,7 +220,7 @@ def _pkcs12(authority: Authority) -> bytes:
     )
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
+def replace_file(path: Path, content: bytes, mode: int) -> None:
     """Write a file at once or not at all, with exactly this mode whatever the umask."""
     opened, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
     with os.fdopen(opened, "wb") as file:

@@ -26,10 +26,13 @@ from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, l
 from pointsman.config.problems import Problem, did_you_mean
 from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
-from pointsman.proxy import tuning
+from pointsman.proxy import contentviews, tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
+from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
+from pointsman.proxy.exporting import Exporting
+from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -57,6 +60,7 @@ class Pointsman:
         self.router = Router()
         self.drain = Drain(self.router)
         self._measuring = Measuring(self.router)
+        self._exporting = Exporting(self.router)
         self.endpoint = Endpoint(self.router, self.drain)
         self._access_log: AccessLog | None = None
         self._running = False
@@ -65,6 +69,7 @@ class Pointsman:
         self._rules = Path(DEFAULT_RULES)
         self._instance = Instance()
         self._seen: object = None
+        self._keep_flows = KeepFlows()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -73,6 +78,7 @@ class Pointsman:
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
+        contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
         self._take_options()
@@ -121,10 +127,9 @@ class Pointsman:
             refuse_change(updated)
         if "llm_drain_timeout" in updated:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
-        if "llm_access_log" in updated:
-            self._open_access_log(ctx.options.llm_access_log)
-        if "llm_metrics" in updated:
-            self._measuring.switch(on=ctx.options.llm_metrics)
+        self._configure_telemetry(updated)
+        if updated & {"llm_passthrough", "llm_unknown"}:
+            self.router.guard(**guarded_hosts(ctx.options.llm_passthrough, ctx.options.llm_unknown))
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
@@ -135,6 +140,18 @@ class Pointsman:
                 ctx.options.connection_strategy,
             )
 
+    def _configure_telemetry(self, updated: set[str]) -> None:
+        if "llm_keep_flows" in updated:
+            self._keep_flows.bound(ctx.options.llm_keep_flows)
+        if "llm_access_log" in updated:
+            self._open_access_log(ctx.options.llm_access_log)
+        if "llm_metrics" in updated:
+            self._measuring.switch(on=ctx.options.llm_metrics)
+        if "llm_otel" in updated:
+            self._exporting.switch(on=ctx.options.llm_otel)
+            if self._running:
+                self._exporting.running()
+
     def running(self) -> None:
         """Begin to watch the rules; slim mitmproxy down where no one can see it."""
         self._running = True
@@ -144,13 +161,19 @@ class Pointsman:
             ctx.options.save_stream_file or ctx.options.hardump
         )
         if isinstance(ctx.master, DumpMaster):
+            # What is saved is looked at later.
+            self.router.keep_ways |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
         else:
             self.router.own_keys = OwnKeys()
+            self.router.keep_ways = True
+            self._keep_flows.attach(ctx.master)
+            tuning.show_comments(ctx.options)
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
         self._measuring.running()
+        self._exporting.running()
         self.endpoint.open()
         self._watch()
 
@@ -161,6 +184,7 @@ class Pointsman:
             self._watcher = None
         self.endpoint.stop()
         self.router.stop(self.drain.why())
+        self._exporting.close()
         self._measuring.close()
         if self._access_log:
             self._access_log.close()
@@ -254,8 +278,11 @@ class Pointsman:
 
         def judge(context: Context, client_data: bytes, server_data: bytes) -> layer.Layer | None:
             await_more(context, client_data, server_data)
+            if refusing := refuse_tls(self.router, context, client_data):
+                return refusing
             chosen = choose(context, client_data, server_data)
-            return reconsider(self.router.table, context, client_data, chosen)
+            chosen = reconsider(self.router.table, context, client_data, chosen)
+            return refuse_raw(self.router, context, chosen)
 
         chooser._next_layer = judge  # type: ignore[method-assign,assignment] # noqa: SLF001
 
@@ -308,9 +335,9 @@ class Pointsman:
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        tuning.close_for_good(ctx.master, client)
 
     # --- what is kept -----------------------------------------------------------------------------
-
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         """Keep no history that no one can see."""
         if isinstance(ctx.master, DumpMaster) and flow.websocket:

@@ -84,7 +84,7 @@ class Drain:
 
     async def _run(self) -> None:
         proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
-        logger.info("draining: %d requests under way", self._router.under_way)
+        logger.info("draining; requests under way: %d", self._router.under_way)
         until = time.monotonic() + self.timeout
         try:
             await proxyserver.servers.update(())
@@ -101,7 +101,7 @@ class Drain:
         self._expired = True
         if cut := self._router.under_way:
             logger.warning(
-                "the drain has timed out after %g s: %d requests are cut; raise llm_drain_timeout,"
+                "the drain has timed out after %g s; requests cut: %d; raise llm_drain_timeout,"
                 " and with it terminationGracePeriodSeconds, if they should end",
                 self.timeout,
                 cut,

@@ -3,7 +3,7 @@
 It never answers for what it can't know: whatever it shows is looked at when it is asked for.
 """
 
-import importlib
+import asyncio
 import ipaddress
 import logging
 import time
@@ -25,6 +25,8 @@ from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
 from pointsman.proxy.watching import Watching
+from pointsman.sidecar.handover import admin_port
+from pointsman.telemetry import metrics
 from pointsman.telemetry.live import Cursor
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,10 @@ class Endpoint:
         Whoever may only use the proxy must not reach through it what listens on the loopback. A
         name may lead anywhere by the time that it is looked up, so on that port it is refused too.
         """
-        if address is None or not any(_same_port(server, address[1]) for server in self._servers):
+        if address is None:
+            return None
+        own = any(_same_port(server, address[1]) for server in self._servers)
+        if not own and address[1] != admin_port():
             return None
         try:
             found = ipaddress.ip_address(address[0].partition("%")[0])
@@ -162,18 +167,13 @@ class Endpoint:
         }
 
     def _now_of(self, target: Target) -> dict[str, Any]:
-        credential = target.config.credential if target.config else None
+        key = show_key(target.config.credential if target.config else None)
         state = self._router.health.state(target, time.monotonic())
-        return {"state": state, **show_key(credential)}
+        return {"state": "no key" if "keyProblem" in key else state, **key}
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
-        try:
-            metrics = importlib.import_module("pointsman.telemetry.metrics")
-        except ModuleNotFoundError:
-            return b""
-        page: bytes = metrics.render()
-        return page
+        return await asyncio.to_thread(metrics.render)
 
     async def live(self, after: Cursor | None = None) -> dict[str, Any]:
         """Return the snapshot for the page."""

@@ -21,7 +21,7 @@ from pointsman.proxy import tuning
 from pointsman.proxy.run import command_line
 from pointsman.sidecar import handover
 from pointsman.sidecar.listening import QUEUE
-from pointsman.sidecar.output import log_crashes
+from pointsman.sidecar.output import json_handler, log_crashes
 from pointsman.telemetry.json_log import json_formatter
 
 # How many connections one worker takes at a time: the rest is for the others.
@@ -104,10 +104,22 @@ class _Master(dump.DumpMaster):
         self.line.sendall(handover.READY)
 
 
+def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
+    """Leave out a fault of asyncio's own, at the end of a process whose clients are connected.
+
+    A callback of it (Python 3.12.1) asks the cancelled task of a connection for its exception.
+    """
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (cancelled and "StreamReaderProtocol.connection_made" in record.getMessage())
+
+
 def main() -> None:
     """Run the worker; ends with mitmdump's exit status."""
     log_crashes()
     logging.captureWarnings(capture=True)
+    # When mitmproxy has taken its own handlers away, at the very end.
+    logging.lastResort = json_handler(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_is_no_cancelled_connection)
     tuning.write_log_lines_at_once()
     sockets, _Master.line = handover.take()
     end_with(_Master.line)

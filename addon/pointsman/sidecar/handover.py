@@ -2,6 +2,8 @@
 
 They are inherited file descriptors, named by environment variables. The line is a socket pair: the
 worker writes one byte when it serves, and sees the line end when the supervisor is gone.
+
+A worker also learns the port of the admin endpoint, which no one may reach through it.
 """
 
 import os
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 _LISTENING = "POINTSMAN_LISTENING_FDS"
 _LINE = "POINTSMAN_SUPERVISOR_FD"
+ADMIN_PORT = "POINTSMAN_SUPERVISOR_ADMIN_PORT"
 
 READY = b"\1"
 
@@ -38,3 +41,9 @@ def take(variables: Mapping[str, str] = os.environ) -> tuple[list[socket.socket]
     for number in (*listening, line):
         os.set_inheritable(number, False)
     return [socket.socket(fileno=number) for number in listening], socket.socket(fileno=line)
+
+
+def admin_port(variables: Mapping[str, str] = os.environ) -> int | None:
+    """Return the port of the supervisor's admin endpoint; None: there is none."""
+    port = variables.get(ADMIN_PORT, "")
+    return int(port) if port.isdecimal() else None

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pointsman import ca
 from pointsman.admin.server import serve
-from pointsman.sidecar import listening, runtime
+from pointsman.sidecar import handover, listening, runtime
 from pointsman.sidecar.output import log_to_stdout
 from pointsman.sidecar.process import Plan
-from pointsman.sidecar.settings import Given, Settings, SettingsError, check
+from pointsman.sidecar.settings import OFF, Given, Settings, SettingsError, check
 from pointsman.sidecar.supervisor import Supervisor
 from pointsman.sidecar.workers import Workers
 from pointsman.telemetry import exposition
@@ -46,28 +46,31 @@ async def _run(settings: Settings) -> int:
         for each in sockets:
             stack.enter_context(each)
         port = sockets[0].getsockname()[1]
+        env = {
+            "PYTHONOPTIMIZE": "1",
+            **runtime.bytecode(settings.confdir),
+            exposition.DIRECTORY: _metrics_folder(folder),
+        }
         plan = Plan(
             arguments=(
-                *("--set", f"confdir={settings.confdir}", "--set", "llm_health="),
+                *("--set", f"confdir={settings.confdir}", "--set", f"llm_health={OFF}"),
                 *("--mode", settings.mode, "--listen-port", str(port)),
                 *settings.arguments,
             ),
             listening=sockets,
-            env={
-                "PYTHONOPTIMIZE": "1",
-                **runtime.bytecode(settings.confdir),
-                exposition.DIRECTORY: _metrics_folder(folder),
-            },
+            env=env,
             folder=folder,
         )
         supervisor = Supervisor(settings.workers, plan, _gone)
         source = Workers(supervisor, plan)
         addresses = {}
         for name, address in (("admin", settings.admin), ("health", settings.health)):
-            if address:
+            if address != OFF:
                 server = serve(source, address, health_only=name == "health")
                 stack.push_async_callback(server.close)
                 addresses[name] = server.address
+                if name == "admin":
+                    env[handover.ADMIN_PORT] = server.address.rpartition(":")[2]
         _logger.info(
             "listening",
             extra={

@@ -23,9 +23,10 @@ def log_to_stdout(level: int = logging.INFO) -> None:
     log_crashes()
 
 
-def json_handler() -> logging.Handler:
+def json_handler(level: int = logging.NOTSET) -> logging.Handler:
     """Return a handler that writes JSON lines to standard output."""
     handler = _Handler(sys.stdout)
+    handler.setLevel(level)
     handler.setFormatter(json_formatter())
     return handler
 

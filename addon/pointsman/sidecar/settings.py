@@ -10,10 +10,14 @@ from pointsman.sidecar.cores import allowed_cores
 DEFAULT_CONFDIR = Path("/var/lib/pointsman")
 DEFAULT_PORT = "15001"
 DEFAULT_ADMIN = "127.0.0.1:15020"
+OFF = "off"
 PROXY_UID = 1337
 
 _HIGHEST_PORT = 65535
 _MOST_WORKERS = 64
+
+# Those over TCP; what comes by a network device or by UDP can't be handed to workers.
+_MODES = ("transparent", "regular", "socks5", "upstream:", "reverse:")
 
 # mitmdump's options that are not its own in a sidecar, and what says the same here.
 _TAKEN = {
@@ -57,8 +61,8 @@ class Settings:
         mode: mitmproxy's, without a port.
         confdir: mitmproxy's directory, and the only one that is written to.
         secret: the directory of a mounted Secret with the certificate authority.
-        admin: the address of the admin endpoint; empty: none.
-        health: the address of the endpoint that probes see; empty: none.
+        admin: the address of the admin endpoint, or `off`.
+        health: the address of the endpoint that probes see, or `off`.
         arguments: further arguments of mitmdump.
     """
 
@@ -86,7 +90,7 @@ def check(given: Given) -> Settings:
             " or give --allow-root"
         )
     arguments, admin = _take_setting(given.arguments, "llm_admin", DEFAULT_ADMIN)
-    arguments, health = _take_setting(arguments, "llm_health", "")
+    arguments, health = _take_setting(arguments, "llm_health", OFF)
     _refuse_taken(arguments)
     if given.rules:
         arguments = ["--set", f"llm_rules={given.rules}", *arguments]
@@ -122,6 +126,8 @@ def _mode(modes: Sequence[str]) -> str:
     if len(modes) > 1:
         raise SettingsError("--mode: the sidecar serves one mode; give it once")
     mode = modes[0] if modes else "transparent"
+    if not mode.startswith(_MODES):
+        raise SettingsError(f"--mode: {mode!r} can't be served; write one of {', '.join(_MODES)}")
     if "@" in mode:
         raise SettingsError(
             f"--mode: write {mode.partition('@')[0]} alone; --port and --listen say where"

@@ -52,6 +52,7 @@ class Workers:
     async def readiness(self) -> Readiness:
         """Ready is who has all workers ready."""
         reasons = ["draining"] if self._draining or self._supervisor.ending.is_set() else []
+        warnings: list[str] = []
         under_way = 0
         workers = self._supervisor.workers
         for worker, answer in zip(workers, await self._ask_all("/readyz"), strict=True):
@@ -61,20 +62,25 @@ class Workers:
             under_way += answer.get("under_way", 0)
             # They have the same rules and the same authority: what one tells, all do.
             reasons += [reason for reason in answer.get("reasons", ()) if reason not in reasons]
-        return Readiness(tuple(reasons), under_way)
+            warnings += [each for each in answer.get("warnings", ()) if each not in warnings]
+        return Readiness(tuple(reasons), under_way, tuple(warnings))
 
     async def config(self) -> Json:
         """Return the table of one worker; they have the same rules.
 
-        While a change reaches one after the other, `differing_workers` names those that have
-        another table than the first.
+        While a change reaches one after the other, `differingWorkers` has the numbers of those that
+        have another table than the one that is shown. What is told of a target's state is what that
+        one knows.
         """
         answers = _by_worker(self._supervisor.workers, await self._ask_all("/config"))
         if not answers:
             return {"error": "no worker answers"}
-        first, *others = answers.items()
-        differing = [index for index, answer in others if answer != first[1]]
-        return {**first[1], **({"differing_workers": differing} if differing else {})}
+        first = next(iter(answers.values()))
+        shown = first.get("fingerprint")
+        differing = [
+            index for index, answer in answers.items() if answer.get("fingerprint") != shown
+        ]
+        return {**first, "differingWorkers": differing} if differing else first
 
     async def metrics(self) -> bytes:
         """Return the sums of all workers, with the counts of those that have died."""

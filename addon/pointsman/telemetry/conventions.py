@@ -56,7 +56,9 @@ _ERRORS_BY_FLAG = {
     "UPE": "protocol_error",
     "DC": "client_disconnected",
     "DPE": "bad_request",
+    "UAEX": "host_not_allowed",
     "IE": "internal_error",
+    "LR": "stopped",
 }
 _STATUS = {int(status): str(int(status)) for status in HTTPStatus}
 FIRST_ERROR = 400

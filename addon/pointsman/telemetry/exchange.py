@@ -65,14 +65,22 @@ class Attempt:
             self.status = status if status is not None else self.status
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What was said: messages of a role and parts, as OpenTelemetry's conventions shape them."""
+
+    input: list[dict[str, Any]]
+    output: list[dict[str, Any]]
+
+
 @dataclass(slots=True)
 class Exchange:
     """What is known of one request. Unknown is None, never 0."""
 
     request_id: str
     host: str
-    method: str
-    path: str  # without its query, which may carry a key
+    method: str  # "" (null in the log): a connection that was refused before it was read
+    path: str  # without its query, which may carry a key; "" as above
     client: str | None
     started: float
     workload: str | None = None
@@ -107,6 +115,10 @@ class Exchange:
     overhead: float = 0.0  # seconds in our own code
     request_bytes: int = 0
     response_bytes: int = 0
+    # Where traces are made: the client's trace headers, the spans, content if it is asked for.
+    trace_context: dict[str, str] | None = None
+    spans: object = None
+    content: Content | None = None
 
     def flag(self, name: str) -> None:
         """Add a response flag once; the empty name is none."""
@@ -121,8 +133,8 @@ def access_log_entry(exchange: Exchange) -> dict[str, Any]:
     entry = {
         "request_id": exchange.request_id,
         "host": exchange.host,
-        "method": exchange.method,
-        "path": exchange.path,
+        "method": exchange.method or None,
+        "path": exchange.path or None,
         "client": exchange.client,
         "workload": exchange.workload,
         "namespace": exchange.namespace,

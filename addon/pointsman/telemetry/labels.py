@@ -54,6 +54,7 @@ def clean(name: str | None) -> str:
 _OUTCOMES = {
     "client disconnected": "client_disconnected",
     "connect_timeout": "connect_failure",
+    "drain_timeout": "stopped",
     "idle_timeout": "stalled",
     "internal_error": "internal_error",
     "no chunk in time": "timeout",

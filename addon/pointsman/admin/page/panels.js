@@ -72,9 +72,9 @@ function showNotices({ ready, reasons, warnings }, config) {
       `The rules before it are live. Refused ${moment(Date.parse(config.refused.at) / 1000)}:`,
       list(config.refused.problems)));
   }
-  if (config?.differing_workers) {
+  if (config?.differingWorkers) {
     notices.push(notice("warn", "Processes differ",
-      `Other rules are live in worker ${config.differing_workers.join(", ")}.`));
+      `Other rules are live in worker ${config.differingWorkers.join(", ")}.`));
   }
   const rest = warnings.filter((warning) => !(config?.refused && warning.includes("/config")));
   if (rest.length) notices.push(notice("warn", "Warnings", list(rest)));
