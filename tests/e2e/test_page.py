@@ -1,8 +1,11 @@
 """The page of the admin endpoint in a real browser, with live traffic."""
 
+import os
+import random
+import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -11,7 +14,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect
 
-from tests.e2e.conftest import KEYS, StartProxy
+from pointsman.demo.provider import Reply
+from tests.e2e.browser import screenshot
+from tests.e2e.conftest import KEYS, StartFar, StartProxy
 from tests.e2e.harness import (
     DEADLINE,
     LOOPBACK,
@@ -95,7 +100,7 @@ def live(page: Page) -> None:
 
 
 def number(text: str) -> float:
-    return float(text.replace(",", "").replace("$", "").replace("\N{EN DASH}", "0"))
+    return float(text.replace(",", "").replace("$", "").replace("\N{EN DASH}", "0").strip("< "))
 
 
 def total(page: Page, name: str) -> Locator:
@@ -443,7 +448,7 @@ def test_a_drain_is_shown(
     expect(page.locator("#readiness")).to_have_text("Ready")
     httpx.post(f"http://{proxy.admin}/drain?soft=true", trust_env=False, timeout=DEADLINE)
     expect(page.locator("#readiness")).to_have_text("Draining")
-    expect(page.locator("#notices")).to_contain_text("Requests under way end")
+    expect(page.locator("#notices")).to_contain_text("Requests under way come to their end")
 
 
 def test_a_page_without_requests_says_what_to_do(
@@ -499,6 +504,9 @@ def test_the_workers_of_a_sidecar_are_shown_as_one(
 # --- how it looks ---------------------------------------------------------------------------------
 
 
+SCHEMES: Sequence[Literal["light", "dark"]] = ("light", "dark")
+
+
 @contextmanager
 def looked_at(
     browser: Browser, admin: str, width: int, scheme: Literal["light", "dark"]
@@ -516,7 +524,7 @@ def looked_at(
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [320, 390, 768, 1024, 1440])
 def test_no_width_needs_scrolling_sideways(
     shared: Traffic, browser: Browser, width: int, scheme: Literal["light", "dark"]
@@ -548,3 +556,92 @@ def shared(
             client.post(f"https://api.openai.com/{'x' * 300}", json=chat(model="y" * 300))
         running.proxy.logged()
         yield running
+
+
+@pytest.mark.skipif(
+    "POINTSMAN_SCREENSHOTS" not in os.environ,
+    reason="POINTSMAN_SCREENSHOTS names no folder for the pictures of the documentation",
+)
+def test_it_is_pictured(
+    confdir: Path, start_far: StartFar, tmp_path: Path, browser: Browser
+) -> None:
+    """With two minutes of traffic as a shop may have it."""
+    home = tmp_path / "home"
+    shutil.copytree(confdir, home)
+    openai = start_far("openai", "api.openai.com", "OPENAI_API_KEY")
+    moonshot = start_far("moonshot", "api.moonshot.cn", "MOONSHOT_API_KEY")
+    qwen = start_far("qwen", "dashscope-intl.aliyuncs.com")
+    deepseek = start_far("deepseek", "api.deepseek.com")
+    chance = random.Random(5)
+    busy = Reply.json({"error": {"message": "busy", "type": "server_error"}}, 503)
+    qwen.provider.script = lambda _: busy if chance.random() < 0.15 else None
+    subscribers = {"headers": {"user-type": {"exact": "subscriber"}}}
+    write_rules(
+        home / "rules",
+        openai.manifest(configs=openai_config(model="gpt-4o-mini", apiKey="${OPENAI_API_KEY}")),
+        moonshot.manifest(
+            configs=openai_config(model="moonshot-v1-8k", apiKey="${MOONSHOT_API_KEY}")
+        ),
+        qwen.manifest(configs=openai_config(model="qwen-plus")),
+        deepseek.manifest(path=None),
+        llm_route(
+            "shop",
+            "demo-llm-server",
+            {
+                "name": "subscribers",
+                "matches": [subscribers],
+                "backendRefs": [
+                    {"providerHost": qwen.provider.host, "priority": 0},
+                    {"providerHost": "api.openai.com", "priority": 1},
+                ],
+            },
+            {
+                "name": "everyone",
+                "matches": [{"path": {"prefix": "/v1"}}],
+                "backendRefs": [
+                    {"providerHost": "api.openai.com", "weight": 60},
+                    {"providerHost": "api.moonshot.cn", "weight": 40},
+                ],
+            },
+        ),
+    )
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        chance = random.Random(number)
+        with proxy.client() as client:
+            while not over.wait(chance.random() * 1.2):
+                body = chat(
+                    "Set the points. " * chance.randrange(1, 60), stream=chance.random() < 0.5
+                )
+                kind = chance.random()
+                url, headers = "http://demo-llm-server/v1/chat/completions", {}
+                if kind < 0.3:
+                    headers = {"user-type": "subscriber"}
+                elif kind < 0.42:
+                    url, body["model"] = (
+                        "https://api.deepseek.com/chat/completions",
+                        "deepseek-chat",
+                    )
+                elif kind < 0.44:
+                    url = "http://demo-llm-server/other"
+                client.post(url, json=body, headers=headers)
+
+    for far in (openai, moonshot, qwen, deepseek):
+        far.provider.chunk_delay = 0.01
+    with Proxy(home, Path("rules"), *ADMIN, env=KEYS) as proxy:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for scheme in SCHEMES:
+            with looked_at(browser, proxy.admin, 1440, scheme) as page:
+                enough = "() => performance.now() > 60_000"
+                page.wait_for_function(enough, timeout=90_000)
+                rows(page).filter(has=page.locator(".turn")).first.click()
+                page.evaluate("scrollTo(0, 0)")
+                page.mouse.move(0, 0)
+                screenshot(page, f"page-{scheme}", height=1180)
+        over.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+        proxy.forget()
