@@ -4,7 +4,7 @@ import os
 import sys
 
 # Each registers its commands.
-from pointsman.cli import check, demo, explain, run  # noqa: F401
+from pointsman.cli import check, crds, demo, explain, run  # noqa: F401
 from pointsman.cli.app import app
 
 __all__ = ["app", "main"]

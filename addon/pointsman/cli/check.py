@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from pointsman.cli.app import GatewayOption, LabelsOption, RulesArgument, app, fail, load_rules
+from pointsman.cli.app import (
+    ClusterOption,
+    GatewayOption,
+    LabelsOption,
+    RulesArgument,
+    app,
+    fail,
+    load_rules,
+)
 
 
 @app.command()
@@ -20,6 +28,7 @@ def check(
     ] = False,
     labels: LabelsOption = "",
     gateway: GatewayOption = None,
+    kubernetes: ClusterOption = False,
 ) -> None:
     """Validate manifests; exit with 1 if anything is wrong.
 
@@ -34,7 +43,7 @@ def check(
 
         pointsman check --portable rules
     """
-    loaded = load_rules(rules, labels, gateway)
+    loaded = load_rules(rules, labels, gateway, kubernetes=kubernetes)
     for warning in loaded.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if portable and loaded.extensions:

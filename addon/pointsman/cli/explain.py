@@ -8,7 +8,15 @@ import typer
 from rich.console import Console
 
 from pointsman import explaining
-from pointsman.cli.app import GatewayOption, LabelsOption, RulesArgument, app, fail, load_rules
+from pointsman.cli.app import (
+    ClusterOption,
+    GatewayOption,
+    LabelsOption,
+    RulesArgument,
+    app,
+    fail,
+    load_rules,
+)
 
 
 @app.command()
@@ -31,6 +39,7 @@ def explain(  # noqa: PLR0913 (the parts of a request)
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     labels: LabelsOption = "",
     gateway: GatewayOption = None,
+    kubernetes: ClusterOption = False,
 ) -> None:
     """Tell which route, rule and target a request gets, and why, rule by rule.
 
@@ -44,7 +53,7 @@ def explain(  # noqa: PLR0913 (the parts of a request)
         pointsman explain rules/examples/subscriber --url http://dashscope.aliyuncs.com
         -H 'user-type: subscriber' -d '{"messages": []}'
     """
-    loaded = load_rules(rules, labels, gateway)
+    loaded = load_rules(rules, labels, gateway, kubernetes=kubernetes)
     try:
         request = explaining.parse_request(
             url=url, method=method, headers=header or [], body=_body(body, method)
