@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.config import calls, references
+from pointsman.config.backends import Backend
 from pointsman.config.compiling import Instance, compile_table, with_closed
 from pointsman.config.documents import Document, Reading, read
 from pointsman.config.files import FilesError, fingerprint, manifest_files
-from pointsman.config.problems import LoadError, Problem
+from pointsman.config.problems import LoadError, Problem, field_path
 from pointsman.config.references import Manifest, Manifests
 from pointsman.config.resources import (
     API_GROUP,
@@ -37,6 +38,7 @@ from pointsman.config.table import RoutingTable
 from pointsman.config.validation import extensions, validate
 
 __all__ = [
+    "BackendUse",
     "Instance",
     "LoadError",
     "Loaded",
@@ -55,6 +57,15 @@ _MISSPELT = 0.9
 
 
 @dataclass(frozen=True, slots=True)
+class BackendUse:
+    """A backend in the cluster, and which field of which document names it."""
+
+    file: str
+    field: str | None
+    backend: Backend
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """Rules that are ready to go live.
 
@@ -66,6 +77,7 @@ class Loaded:
         skipped: the kinds of other API groups, each once: `Service`, `Deployment (apps/v1)`.
         extensions: each use of a field that is not one of ASM's own.
         unresolved: references that lead nowhere; for files they are errors.
+        backends: each reference to a server in the cluster.
     """
 
     table: RoutingTable
@@ -75,6 +87,7 @@ class Loaded:
     skipped: tuple[str, ...] = ()
     extensions: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
+    backends: tuple[BackendUse, ...] = ()
 
 
 def load(
@@ -133,6 +146,10 @@ def _loaded(
         warnings=tuple(_in_order([*unneeded, *left_out, *missing], readings)),
         extensions=tuple(_in_order(_extensions(manifests), readings)),
         unresolved=tuple(unresolved),
+        backends=tuple(
+            BackendUse(route.document.file, field_path(location), backend)
+            for route, location, backend in references.cluster_backends(manifests.routes)
+        ),
     )
 
 

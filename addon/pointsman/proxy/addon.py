@@ -21,16 +21,18 @@ from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
-from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
+from pointsman.config.loading import Instance, Loaded, LoadError
 from pointsman.config.problems import did_you_mean
-from pointsman.locations import default_rules
+from pointsman.kubernetes.api import MissingClientError, require_client
+from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
+from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.layers import Layer
-from pointsman.proxy.options import DEFAULT_RULES, declare
+from pointsman.proxy.options import declare
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
-from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.router import Router
+from pointsman.proxy.rules import CLUSTER, Rules, rules_of
 from pointsman.proxy.upstream_tls import start_tls
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
@@ -38,6 +40,7 @@ from pointsman.telemetry.cost import load_prices
 logger = logging.getLogger(__name__)
 
 _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
+_RULES_OPTIONS = {"llm_rules", "llm_labels", "llm_gateways", "llm_kubernetes", "llm_status"}
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -52,9 +55,8 @@ class Pointsman:
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
         self._watcher: asyncio.Task[None] | None = None
-        self._rules = Path(DEFAULT_RULES)
-        self._instance = Instance()
-        self._seen: object = None
+        self._rules: Rules | None = None
+        self._backends = ClusterBackends(self._backends_changed)
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -108,7 +110,7 @@ class Pointsman:
             self.router.observe = ctx.options.llm_observe
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
-        if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
+        if updated & _RULES_OPTIONS:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
             logger.warning(
@@ -137,6 +139,7 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
             self._watcher = None
+        self._backends.stop()
         self.router.stop()
         if self._access_log:
             self._access_log.close()
@@ -159,26 +162,46 @@ class Pointsman:
             tuning.set_default(ctx.options, "flow_detail", 0)
 
     def _load_rules(self) -> None:
-        self._rules = rules_path(ctx.options.llm_rules)
-        # Before they are read: what changes while they are is found by the watcher.
-        self._seen = fingerprint(self._rules)
+        options = ctx.options
         try:
-            labels = parse_labels(ctx.options.llm_labels)
+            labels = parse_labels(options.llm_labels)
         except (OSError, ValueError) as error:
             raise exceptions.OptionsError(f"llm_labels: {error}") from None
-        self._instance = Instance(labels=labels, gateways=frozenset(ctx.options.llm_gateways))
+        cluster = options.llm_rules.startswith(CLUSTER)
+        backends = self._backends if cluster or options.llm_kubernetes else None
+        instance = Instance(
+            labels=labels,
+            gateways=frozenset(options.llm_gateways),
+            namespace=own_namespace(),
+            backends=backends,
+        )
         try:
-            loaded = load(self._rules, instance=self._instance)
-        except LoadError as error:
+            if backends is not None:
+                require_client()
+            rules = rules_of(
+                options.llm_rules,
+                instance,
+                backends=backends,
+                confdir=Path(options.confdir).expanduser(),
+                writes_status=options.llm_status,
+            )
+            if not (cluster and self._running):  # then they go live when they are known
+                loaded = rules.load()
+        except (LoadError, MissingClientError, ValueError) as error:
             raise exceptions.OptionsError(str(error)) from None
+        self._rules = rules
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
-        self._go_live(loaded)
+        if not (cluster and self._running):
+            if backends is not None and not self._running:
+                backends.read_once(loaded.table, BACKENDS_SECONDS)
+            self._go_live(loaded)
         if self._running:
             self._watch()
 
     def _go_live(self, loaded: Loaded) -> None:
         self.router.go_live(loaded.table)
+        self._backends.keep(loaded.table)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -193,9 +216,22 @@ class Pointsman:
     def _watch(self) -> None:
         if self._watcher:
             self._watcher.cancel()
-        self._watcher = asyncio.get_running_loop().create_task(
-            watch_rules(self._rules, self._instance, self._go_live, self._seen)
-        )
+        self._watcher = asyncio.get_running_loop().create_task(self._follow())
+        self._watcher.add_done_callback(_tell_why)
+
+    async def _follow(self) -> None:
+        await self._backends.prepare(self.router.table)
+        if self._rules:
+            await self._rules.watch(self._take_over)
+
+    async def _take_over(self, loaded: Loaded) -> None:
+        await self._backends.prepare(loaded.table)
+        self._go_live(loaded)
+
+    def _backends_changed(self) -> None:
+        self.router.endpoints_changed()
+        if self._rules:
+            self._rules.look_again()
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -300,15 +336,10 @@ class Pointsman:
             del flow.messages[:-1]
 
 
-def rules_path(option: str) -> Path:
-    """Return where the rules are. The default also stands beside the addon, or in the package."""
-    path = Path(option).expanduser()
-    if option != DEFAULT_RULES or path.exists():
-        return path
-    try:
-        return default_rules()
-    except FileNotFoundError:
-        return path
+def _tell_why(watcher: asyncio.Task[None]) -> None:
+    """Tell of a watch that has ended by itself: from then on, changes would be missed unseen."""
+    if not watcher.cancelled() and (error := watcher.exception()):
+        logger.error("the rules are no longer watched; restart the proxy", exc_info=error)
 
 
 def parse_size(text: str) -> int:
