@@ -41,6 +41,7 @@ class ApiServer(KubernetesEmulator):
         self.log: list[tuple[int, Request, Json]] = []
         self.grown = asyncio.Condition()
         self.trouble: Trouble | None = None
+        self.held = False
         self.watches: dict[int, web.BaseRequest] = {}
         self.seen: list[tuple[str, str]] = []
         self["get /version/"] << {"major": "1", "minor": "31", "gitVersion": "v1.31.0"}
@@ -49,6 +50,8 @@ class ApiServer(KubernetesEmulator):
 
     async def __call__(self, raw_request: web.BaseRequest) -> web.StreamResponse:
         self.seen.append((raw_request.method, raw_request.path_qs))
+        if self.held:
+            await asyncio.sleep(DEADLINE)
         answer = self.trouble(raw_request) if self.trouble else None
         if answer is not None:
             return answer
@@ -240,6 +243,10 @@ class Cluster:
             return web.Response(status=status, text=text, content_type=kind) if hit else None
 
         self.trouble(answer)
+
+    def hold(self) -> None:
+        """Take connections and requests, and never answer."""
+        self._handler.held = True
 
     @property
     def watching(self) -> list[str]:

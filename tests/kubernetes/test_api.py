@@ -1,7 +1,7 @@
 """The API server as it is asked: lists, watches, and what its troubles are called."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,6 @@ from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Event
 from tests.kubernetes.cluster import DEADLINE, Cluster, pod, service
 
 PODS = Collection("v1", "pods", "default")
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """An API server, and this process's kubeconfig for it."""
-    with Cluster(tmp_path) as cluster:
-        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-        yield cluster
 
 
 def ask[T](work: Callable[[Api], Any]) -> Any:

@@ -108,6 +108,7 @@ class Api:
 
     def __init__(self) -> None:
         self._client: Client | None = None
+        self._connecting = asyncio.Lock()
 
     async def list(self, collection: Collection) -> tuple[list[Object], str]:
         """Return all objects of a collection, and the version that a watch goes on from.
@@ -161,9 +162,8 @@ class Api:
     async def close(self) -> None:
         """Close the connections."""
         client, self._client = self._client, None
-        session = getattr(client, "_session", None)  # kr8s has no other way to it
-        if session is not None:
-            await session.aclose()
+        if client is not None:
+            await _close(client)
 
     @asynccontextmanager
     async def _asked(
@@ -201,9 +201,12 @@ class Api:
     ) -> "AsyncIterator[httpx.Response]":
         import httpx  # noqa: PLC0415 (comes with kr8s, an extra)
 
-        if self._client is None:
-            self._client = await _connected()
-        async with self._client.call_api(
+        # One at a time: kr8s would make a session for each, and forget all but the last.
+        async with self._connecting:
+            if self._client is None:
+                self._client = await _connected()
+            client = self._client
+        async with client.call_api(
             method,
             version=collection.api,
             namespace=collection.namespace,
@@ -238,10 +241,22 @@ def resource_version(value: Object) -> str | None:
 
 async def _connected() -> "Client":
     require_client()
-    import kr8s.asyncio  # noqa: PLC0415 (an extra)
+    from kr8s.asyncio import Api as Client  # noqa: PLC0415 (an extra)
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
-    return await kr8s.asyncio.api()
+    # Past the factory, which gives the same to all who ask: this one is closed when we are done.
+    client = Client(bypass_factory=True)
+    try:
+        await client  # finds the cluster, and asks for its version
+    except BaseException:
+        await _close(client)
+        raise
+    return client
+
+
+async def _close(client: "Client") -> None:
+    if client._session is not None:  # noqa: SLF001 (kr8s has no other way to it)
+        await client._session.aclose()  # noqa: SLF001
 
 
 async def _read(response: "httpx.Response", most: int) -> bytes:

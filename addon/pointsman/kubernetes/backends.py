@@ -35,6 +35,7 @@ class ClusterBackends:
         self._endpoints: dict[Backend, Endpoints] = {}
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._api: Api | None = None
+        self._holder: asyncio.Task[None] | None = None
 
     def endpoints(self, backend: Backend) -> Endpoints:
         """Return what is known of a backend, the same object each time."""
@@ -77,12 +78,17 @@ class ClusterBackends:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        if self._holder is not None:
+            self._holder.cancel()
+        self._api = self._holder = None
 
     def _begin(self, backend: Backend, heard: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
         if self._api is None:
             self._api = Api()
+            self._holder = loop.create_task(_held_open(self._api))
         reader = self._reader(self._api, backend, heard)
-        self._tasks[backend] = asyncio.get_running_loop().create_task(reader.run())
+        self._tasks[backend] = loop.create_task(reader.run())
 
     def _reader(self, api: Api, backend: Backend, heard: asyncio.Event) -> "_Service | _Pool":
         endpoints = self.endpoints(backend)
@@ -109,6 +115,14 @@ class ClusterBackends:
             logger.warning("the backends of the rules could not be read yet: %s", error)
         finally:
             await api.close()
+
+
+async def _held_open(api: Api) -> None:
+    """Close an API when this is cancelled."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await api.close()
 
 
 def _named(table: RoutingTable) -> set[Backend]:

@@ -238,6 +238,7 @@ class ClusterRules:
     async def _fetched(self, seconds: float) -> dict[str, Object]:
         """List both kinds, again and again until it works or the time is over."""
         until = time.monotonic() + seconds
+        failure = ApiError("it does not answer in time")
         while True:
             api = Api()
             try:
@@ -250,8 +251,9 @@ class ClusterRules:
                             found[_name(rule)] = rule
                     return found
             except TimeoutError:
-                raise ApiError("it does not answer in time") from None
-            except ApiError:
+                raise failure from None
+            except ApiError as error:
+                failure = error
                 if time.monotonic() + _RETRY_SECONDS > until:
                     raise
             finally:

@@ -57,7 +57,8 @@ def conditions(value: Object, verdict: Verdict, now: datetime) -> list[Condition
         changed = changed or any(old.get(name) != condition.get(name) for name in _TOLD)
     if not changed:
         return None
-    return [*(c for c in before if c.get("type") not in {ACCEPTED, RESOLVED}), *ours]
+    others = [c for c in before if c.get("type") != ACCEPTED and c.get("type") != RESOLVED]
+    return [*others, *ours]
 
 
 def _accepted(verdict: Verdict) -> dict[str, Any]:
