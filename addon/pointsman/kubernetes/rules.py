@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -41,7 +41,7 @@ from pointsman.kubernetes.watching import Watched
 logger = logging.getLogger(__name__)
 
 # How long a start waits for the API server: without a copy of the rules, and with one.
-START_SECONDS = 15.0
+START_SECONDS = 10.0
 _START_SECONDS_WITH_COPY = 3.0
 _RETRY_SECONDS = 0.5
 _DEBOUNCE_SECONDS = 0.2
@@ -185,15 +185,16 @@ class ClusterRules:
     def _load(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> LoadedObjects:
         loaded = load_objects(objects.values(), good=good, instance=self._instance)
         self._seen, self._loaded, self._good = dict(objects), loaded, loaded.good
-        problems = {str(p): p for found in loaded.refused.values() for p in found}
-        problems |= {str(p): p for p in loaded.loaded.unresolved}
-        for text in problems:
+        refused = [p for found in loaded.refused.values() for p in found]
+        problems = (*refused, *loaded.loaded.unresolved, *loaded.loaded.warnings)
+        # Of what many people change, each word is told once and not with every change.
+        for text in dict.fromkeys(map(str, problems)):
             if text not in self._told:
                 logger.warning("%s", text)
-        self._told = frozenset(problems)
+        self._told = frozenset(map(str, problems))
         if self._copy:
             self._copy.write(loaded.good)
-        return loaded
+        return replace(loaded, loaded=replace(loaded.loaded, warnings=()))
 
     def _named(self) -> dict[str, _Found]:
         return {
