@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import mkstemp
 from typing import Any
 
 from pointsman.config.loading import (
@@ -338,11 +338,15 @@ class Copy:
         content = {"source": self._source, "objects": list(objects.values())}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(  # made for the owner alone
-                "w", dir=self.path.parent, prefix=f".{self.path.name}.", delete=False
-            ) as file:
-                json.dump(content, file)
-            Path(file.name).replace(self.path)
+            # `mkstemp` makes it for the owner alone.
+            number, beside = mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(number, "w", encoding="utf-8") as file:
+                    json.dump(content, file)
+                Path(beside).replace(self.path)
+            except OSError:
+                Path(beside).unlink(missing_ok=True)
+                raise
             self._written = dict(objects)
         except OSError as error:
             if not self._told:
