@@ -273,8 +273,9 @@ class RoutedRequest:
         )
         exchange.attempts.append(attempt)
         self.call = Call(target, outgoing, attempt)
-        self._showing.rewritten(request, outgoing)
-        self._show()
+        if self._showing.full:
+            self._showing.rewritten(request, outgoing)
+            self._show()
         return self.call
 
     def mirror(self) -> None:
