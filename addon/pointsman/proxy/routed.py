@@ -315,9 +315,11 @@ class RoutedRequest:
             started=time.perf_counter(),
         )
         exchange.attempts.append(attempt)
+        self._occupy(target)
         self.call = Call(target, self._traced(outgoing, attempt), attempt)
-        self._showing.rewritten(request, outgoing)
-        self._show()
+        if self._showing.full:
+            self._showing.rewritten(request, outgoing)
+            self._show()
         return self.call
 
     def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
