@@ -183,3 +183,15 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"pointsman {command}" in result.output
+
+
+def test_explain_tells_of_a_known_llm_host_that_no_rule_names(rules: Path) -> None:
+    known = run("explain", rules, "--url", "https://api.deepseek.com/chat/completions")
+    assert known.exit_code == 0
+    assert "in no rule: passed on untouched" in known.output
+    assert "a known LLM host: with llm_unknown=deny it is refused" in known.output
+    other = run("explain", rules, "--url", "https://example.com/")
+    assert "known LLM host" not in other.output
+    for url, found in (("https://API.deepseek.com./", True), ("https://example.com", False)):
+        result = run("explain", rules, "--url", url, "--json")
+        assert json.loads(result.output)["known_llm_host"] is found

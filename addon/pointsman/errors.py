@@ -100,6 +100,17 @@ class MisdirectedError(RequestError):
     flag = "DPE"
 
 
+class HostNotAllowedError(RequestError):
+    """A known LLM host that no rule names, where such hosts are denied.
+
+    Envoy's flag for an unauthorized external service.
+    """
+
+    status = 403
+    code = "host_not_allowed"
+    flag = "UAEX"
+
+
 class UpstreamError(RequestError):
     """No answer could be had from the provider."""
 

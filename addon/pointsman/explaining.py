@@ -5,25 +5,25 @@ change are shown.
 """
 
 import re
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
-import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from pointsman.config.credentials import CredentialError, mask
+from pointsman.config.credentials import CredentialError
+from pointsman.config.hosts import known_llm_hosts
 from pointsman.config.table import RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.routing import matching
 from pointsman.routing.balancing import NoWeightError, affinity_value, choose_by_hash
+from pointsman.routing.changes import BodyChange, body_changes, shown_headers
+from pointsman.routing.planning import shares
 from pointsman.routing.request import Body, ClientRequest, text
-from pointsman.routing.rewriting import DEFAULT_PORTS, Outgoing, rewrite
+from pointsman.routing.rewriting import DEFAULT_PORTS, rewrite
 
 _BODY_LIMIT = 32 * 1024 * 1024
-_SHOWN = 60
 _TOKEN_CHARACTERS = 32  # a header name longer than that is taken for a mistake in the quoting
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
@@ -35,15 +35,6 @@ class RuleStep:
     rule: str
     matched: bool
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BodyChange:
-    """One top-level field of the body, as JSON; None where it is not there."""
-
-    field: str
-    before: str | None
-    after: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +58,10 @@ class TargetStep:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The decision, step by step. `error` is what the client would be told instead."""
+    """The decision, step by step. `error` is what the client would be told instead.
+
+    `known_llm_host` is told of a host that is in no rule: whether `llm_unknown=deny` refuses it.
+    """
 
     request: str
     route: str | None
@@ -76,6 +70,7 @@ class Explanation:
     affinity: str | None = None
     targets: tuple[TargetStep, ...] = ()
     error: str | None = None
+    known_llm_host: bool | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return it as plain data, for JSON."""
@@ -135,7 +130,8 @@ def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
     said = f"{request.method} {request.scheme}://{request.host}{request.bare_path}"
     route = table.lookup(request.host)
     if route is None:
-        return Explanation(said, route=None)
+        known = request.host in known_llm_hosts()
+        return Explanation(said, route=None, known_llm_host=known)
     name = route.name or "none (the provider answers for its own host)"
     verdicts = list(matching.explain(route, request))
     steps = tuple(RuleStep(v.rule.name, v.matched, v.reason) for v in verdicts)
@@ -159,10 +155,7 @@ def _targets(rule: Rule, affinity: str | None) -> list[tuple[Target, float]]:
         return [(choose_by_hash(rule.targets, affinity), 1.0)]
     if not any(target.weight for target in rule.targets):
         raise NoWeightError
-    tiers = Counter[int]()
-    for target in rule.targets:
-        tiers[target.priority] += target.weight
-    return [(t, t.weight / tiers[t.priority]) for t in rule.targets if t.weight]
+    return shares(rule.targets)
 
 
 def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
@@ -184,43 +177,12 @@ def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
         method=outgoing.method,
         url=f"{outgoing.scheme}://{outgoing.host}{port}{outgoing.path}",
         connects_to=f"{host}:{connected_port}",
-        headers=tuple(_shown_headers(outgoing)),
+        headers=tuple(shown_headers(outgoing)),
         dropped_headers=tuple(
             text(name).lower() for name, _ in request.headers if name.lower() not in sent
         ),
-        body_changes=tuple(_changes(request, outgoing)),
+        body_changes=tuple(body_changes(request, outgoing)),
     )
-
-
-def _shown_headers(outgoing: Outgoing) -> list[str]:
-    shown = []
-    for raw_name, raw_value in outgoing.headers:
-        name, value = text(raw_name).lower(), text(raw_value)
-        if name in outgoing.secret_headers:
-            scheme, space, secret = value.partition(" ")
-            value = f"{scheme} {mask(secret)}" if space and scheme.isalpha() else mask(value)
-        shown.append(f"{name}: {value}")
-    return shown
-
-
-def _changes(request: ClientRequest, outgoing: Outgoing) -> list[BodyChange]:
-    if outgoing.body is request.body.raw:
-        return []
-    before = request.body.lenient_fields
-    # What the client may send (NaN, a lone surrogate) leaves as it came, and is read alike.
-    after = Body(outgoing.body, limit=len(outgoing.body)).lenient_fields
-    return [
-        BodyChange(name, _shown(before.get(name)), _shown(after.get(name)))
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
-
-
-def _shown(value: msgspec.Raw | None) -> str | None:
-    if value is None:
-        return None
-    said = bytes(value).decode("utf-8", "replace")
-    return said if len(said) <= _SHOWN else said[:_SHOWN] + "…"
 
 
 def show(explanation: Explanation, console: Console) -> None:
@@ -232,6 +194,9 @@ def show(explanation: Explanation, console: Console) -> None:
     line("bold", explanation.request)
     if explanation.route is None:
         line("yellow", "  the host is in no rule: passed on untouched, HTTPS undecrypted")
+        if explanation.known_llm_host:
+            what = "it is a known LLM host: with llm_unknown=deny it is refused instead"
+            line("yellow", f"  {what} (403; HTTPS is closed)")
         return
     line("", "  route", explanation.route)
     for step in explanation.rules:

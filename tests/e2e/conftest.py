@@ -11,6 +11,7 @@ from mitmproxy.certs import CertStore
 from pointsman.demo.authority import Authority
 from pointsman.demo.provider import Provider
 from pointsman.demo.server import ThreadedServer
+from tests.e2e.browser import browser, page  # noqa: F401 (fixtures)
 from tests.e2e.harness import (
     LOOPBACK,
     Far,

@@ -91,7 +91,9 @@ def test_a_proxy_that_serves_is_ready(proxy: Proxy) -> None:
     ready = ask(proxy, "/readyz")
     assert ready.status_code == 200
     assert ready.json() == {"ready": True, "reasons": [], "warnings": [], "under_way": 0}
-    assert ask(proxy, "/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
+    page = ask(proxy, "/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "\n# TYPE pointsman_" in page.text
     assert ask(proxy, "/api/live").status_code == 200
 
 

@@ -238,8 +238,7 @@ def test_the_supervisors_death_is_the_workers(
     workers = sidecar.workers()
     sidecar.kill()
     eventually(lambda: not any(map(is_alive, workers)), what="the end of the workers")
-    with pytest.raises(ConnectionRefusedError):
-        connect(sidecar.address)
+    eventually(lambda: refused(sidecar), what="refused connections")
     assert list(own_confdir.glob("run-*"))
     # The next run sweeps up.
     start_sidecar(rules).stop()

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pointsman.config.loading import Instance
+from pointsman.config.problems import Problem
 from pointsman.config.table import (
     CallConfig,
     MirrorTarget,
@@ -167,13 +169,19 @@ def test_where_others_render_it_is_brought_up_to_date_now_and_then(
 def test_a_refused_reload_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("kind: [")
     refused = asyncio.Event()
+    told: list[Problem] = []
+
+    def tell(problems: Sequence[Problem]) -> None:
+        told.extend(problems)
+        refused.set()
 
     async def run() -> None:
         watching = asyncio.create_task(
-            watch_rules(tmp_path, Instance(), lambda _: None, None, lambda _: refused.set())
+            watch_rules(tmp_path, Instance(), lambda _: None, None, tell)
         )
         async with asyncio.timeout(20):
             await refused.wait()
         watching.cancel()
 
     asyncio.run(run())
+    assert [Path(problem.file).name for problem in told] == ["a.yaml"]

@@ -2,6 +2,8 @@
 
 - `authority`: a key and its certificates: made, read, judged. No files.
 - `store`: mitmproxy's directory for it: taken from a Secret or made once, and never made again.
+- `bundle`: what an application is given so that it trusts us and everyone else.
+- `manifest`: an authority as a Secret.
 
 It imports no mitmproxy: what mitmproxy expects of the files is pinned by a test.
 """

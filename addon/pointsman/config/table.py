@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pointsman.config.credentials import Credential
+from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.resources import Affinity, normalise_host
 
 StreamUsage = Literal["inject", "asIs"]
@@ -159,14 +160,20 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """Every host that is ours. `wildcards` are suffixes with their dot, longest first."""
+    """Every host that is ours. `wildcards` are suffixes with their dot, longest first.
+
+    Hosts that are exempt (`passthrough`) are not ours, whatever the rules say. Those that are
+    `denied` are refused unless they are ours or exempt.
+    """
 
     exact: Mapping[str, Route] = field(default_factory=dict)
     wildcards: tuple[tuple[str, Route], ...] = ()
+    passthrough: Hosts = NO_HOSTS
+    denied: Hosts = NO_HOSTS
 
     def lookup(self, host: str | None) -> Route | None:
         """Return the route that answers for a host name (any case, no port), or None."""
-        if not host:
+        if not host or (self.passthrough and host in self.passthrough):
             return None
         host = normalise_host(host)
         if found := self.exact.get(host):
@@ -175,3 +182,9 @@ class RoutingTable:
             if host.endswith(suffix) and len(host) > len(suffix):
                 return route
         return None
+
+    def refuses(self, host: str | None) -> bool:
+        """Tell whether requests to a host name are refused: it is denied, not ours, not exempt."""
+        if not self.denied or host not in self.denied:
+            return False
+        return host not in self.passthrough and self.lookup(host) is None

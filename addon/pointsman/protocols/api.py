@@ -45,6 +45,11 @@ _BY_PATH_END = {  # the first one counts
 }
 
 
+def named(name: object) -> Api | None:
+    """Return the API of that name, None if there is none."""
+    return next((api for api in _BY_PATH_END.values() if api.name == name), None)
+
+
 def detect(method: str, path: str) -> Api | None:
     """Return the API that a request speaks, None if it is none that we can read."""
     if method != "POST":

@@ -5,12 +5,14 @@ import msgspec
 # https://docs.anthropic.com/en/api/errors and https://cloud.google.com/apis/design/errors
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     503: "overloaded_error",
 }
 _GOOGLE_STATUS = {
     400: "INVALID_ARGUMENT",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     413: "INVALID_ARGUMENT",
     415: "INVALID_ARGUMENT",

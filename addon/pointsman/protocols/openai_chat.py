@@ -90,7 +90,7 @@ class UsageFilter(ChatReader):
         return self._filter(self._parser.close()) + self._parser.pending
 
     def _filter(self, events: list[sse.Event]) -> bytes:
-        self._take(events)
+        self.take(events)
         return b"".join(map(self._kept, events))
 
     def _kept(self, event: sse.Event) -> bytes:

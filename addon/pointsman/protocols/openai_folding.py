@@ -85,7 +85,7 @@ class Folder:
         Raises:
             FoldError: too large, or nested too deep; there is nothing to come of this stream.
         """
-        self._take(self._parser.feed(chunk))
+        self.take(self._parser.feed(chunk))
         if self._parser.overflowed:
             raise FoldError(f"an event of the stream is larger than {sse.MAX_EVENT} bytes")
 
@@ -96,7 +96,7 @@ class Folder:
             FoldError: as for `feed`.
         """
         garbled = self._garbled  # an event that the end of the stream cuts is no loss by itself
-        self._take(self._parser.close())
+        self.take(self._parser.close())
         failed = self._error is not None
         whole = self._answer.finished or (self._done and self._answer.started)
         try:
@@ -105,7 +105,12 @@ class Folder:
             raise FoldError("the stream is nested too deep") from None
         return Folded(body, complete=whole and not garbled and not failed, failed=failed)
 
-    def _take(self, events: Iterable[sse.Event]) -> None:
+    def take(self, events: Iterable[sse.Event]) -> None:
+        """Take in events, of a stream that is parsed elsewhere.
+
+        Raises:
+            FoldError: as for `feed`.
+        """
         for event in events:
             if self._error is not None:
                 return

@@ -50,7 +50,7 @@ class Reader:
     def feed(self, chunk: bytes) -> bytes:
         """Read the chunk and return the bytes to pass on now: here, the chunk itself."""
         if self.event_stream:
-            self._take(self._parser.feed(chunk))
+            self.take(self._parser.feed(chunk))
         elif self._body is not None:
             if len(self._body) + len(chunk) > MAX_BODY:
                 self._body = None
@@ -61,13 +61,14 @@ class Reader:
     def close(self) -> bytes:
         """Read what the end of the response completes and return the bytes still to pass on."""
         if self.event_stream:
-            self._take(self._parser.close())
+            self.take(self._parser.close())
         elif self._body:
             body, self._body = bytes(self._body), None
             self.complete = self._guarded_read(body)
         return b""
 
-    def _take(self, events: Iterable[sse.Event]) -> None:
+    def take(self, events: Iterable[sse.Event]) -> None:
+        """Read events, of a stream that is parsed elsewhere."""
         for event in events:
             if event.data == b"[DONE]":
                 self.complete = True

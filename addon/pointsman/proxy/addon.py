@@ -26,11 +26,13 @@ from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, l
 from pointsman.config.problems import Problem, did_you_mean
 from pointsman.config.resources import parse_duration
 from pointsman.locations import default_rules
-from pointsman.proxy import tuning
+from pointsman.proxy import contentviews, tuning
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
+from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.exporting import Exporting
+from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import DEFAULT_RULES, declare
@@ -67,6 +69,7 @@ class Pointsman:
         self._rules = Path(DEFAULT_RULES)
         self._instance = Instance()
         self._seen: object = None
+        self._keep_flows = KeepFlows()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -75,6 +78,7 @@ class Pointsman:
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
         tuning.write_log_lines_at_once()
+        contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
         self._take_options()
@@ -124,6 +128,8 @@ class Pointsman:
         if "llm_drain_timeout" in updated:
             self.drain.timeout = drain_timeout(ctx.options.llm_drain_timeout)
         self._configure_telemetry(updated)
+        if updated & {"llm_passthrough", "llm_unknown"}:
+            self.router.guard(**guarded_hosts(ctx.options.llm_passthrough, ctx.options.llm_unknown))
         if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
@@ -135,6 +141,8 @@ class Pointsman:
             )
 
     def _configure_telemetry(self, updated: set[str]) -> None:
+        if "llm_keep_flows" in updated:
+            self._keep_flows.bound(ctx.options.llm_keep_flows)
         if "llm_access_log" in updated:
             self._open_access_log(ctx.options.llm_access_log)
         if "llm_metrics" in updated:
@@ -153,9 +161,14 @@ class Pointsman:
             ctx.options.save_stream_file or ctx.options.hardump
         )
         if isinstance(ctx.master, DumpMaster):
+            # What is saved is looked at later.
+            self.router.keep_ways |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
         else:
             self.router.own_keys = OwnKeys()
+            self.router.keep_ways = True
+            self._keep_flows.attach(ctx.master)
+            tuning.show_comments(ctx.options)
         tuning.redact_proxy_log()
         load_prices()
         self.drain.listen_to_signals()
@@ -265,8 +278,11 @@ class Pointsman:
 
         def judge(context: Context, client_data: bytes, server_data: bytes) -> layer.Layer | None:
             await_more(context, client_data, server_data)
+            if refusing := refuse_tls(self.router, context, client_data):
+                return refusing
             chosen = choose(context, client_data, server_data)
-            return reconsider(self.router.table, context, client_data, chosen)
+            chosen = reconsider(self.router.table, context, client_data, chosen)
+            return refuse_raw(self.router, context, chosen)
 
         chooser._next_layer = judge  # type: ignore[method-assign,assignment] # noqa: SLF001
 
@@ -319,9 +335,9 @@ class Pointsman:
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        tuning.close_for_good(ctx.master, client)
 
     # --- what is kept -----------------------------------------------------------------------------
-
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         """Keep no history that no one can see."""
         if isinstance(ctx.master, DumpMaster) and flow.websocket:

@@ -14,7 +14,7 @@ from mitmproxy.proxy.layers.http import HTTPMode
 
 from pointsman.config.resources import normalise_host
 from pointsman.config.table import Route, RoutingTable
-from pointsman.errors import AmbiguousHostError, MisdirectedError, RequestError
+from pointsman.errors import AmbiguousHostError, HostNotAllowedError, MisdirectedError, RequestError
 
 
 def host_of(authority: str) -> str:
@@ -62,6 +62,27 @@ def claim(
         if route is not None:
             return route, name, _contradiction(table, named, around, context)
     return None
+
+
+def refused(
+    table: RoutingTable, request: http.Request, context: Context, mode: HTTPMode
+) -> tuple[Route, str, RequestError] | None:
+    """Return what answers for a request that is not ours but names a host that is refused.
+
+    Any of its names counts: the server that an absolute-form request line leads to may go by Host.
+    """
+    names = [*_request_names(request), *connection_names(context)]
+    if mode is not HTTPMode.transparent:
+        names.insert(0, request.host)
+    host = next((name for name in names if table.refuses(name)), None)
+    return None if host is None else (Route(None, host, ()), host, not_allowed(host))
+
+
+def not_allowed(host: str) -> HostNotAllowedError:
+    """Return what a request to such a host is answered with."""
+    return HostNotAllowedError(
+        f"{host} is an LLM host that no rule of this proxy names; requests to it are refused here."
+    )
 
 
 def _request_names(request: http.Request) -> list[str]:

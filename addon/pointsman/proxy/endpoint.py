@@ -3,7 +3,6 @@
 It never answers for what it can't know: whatever it shows is looked at when it is asked for.
 """
 
-import importlib
 import ipaddress
 import logging
 import time
@@ -25,6 +24,7 @@ from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
 from pointsman.sidecar.handover import admin_port
+from pointsman.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -165,12 +165,7 @@ class Endpoint:
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
-        try:
-            metrics = importlib.import_module("pointsman.telemetry.metrics")
-        except ModuleNotFoundError:
-            return b""
-        page: bytes = metrics.render()
-        return page
+        return metrics.render()
 
     async def live(self) -> dict[str, Any]:
         """Return the snapshot for the page."""

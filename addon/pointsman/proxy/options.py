@@ -90,6 +90,30 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         True,
         "Count LLM requests, tokens and times for Prometheus.",
     ),
+    (
+        "llm_passthrough",
+        Sequence[str],
+        [],
+        (
+            "Hosts that are left alone even if rules name them, as names or *.suffix: for"
+            " applications that pin certificates or present their own."
+        ),
+    ),
+    (
+        "llm_unknown",
+        str,
+        "pass",
+        "What is done with known LLM hosts that no rule names: pass, or deny (403, TLS closed).",
+    ),
+    (
+        "llm_keep_flows",
+        int,
+        2000,
+        (
+            "How many finished flows mitmweb and the console keep; the oldest go first, those that"
+            " you mark stay. 0: all. mitmdump keeps none."
+        ),
+    ),
 )
 
 

@@ -68,8 +68,8 @@ def reconsider(
 def _is_h2c_of_others(table: RoutingTable, client_data: bytes) -> bool:
     """Tell of HTTP/2 without TLS (gRPC inside a cluster), which mitmproxy takes for broken HTTP/1.
 
-    Where the first bytes already name a host of ours it is left to fail. A client that waits for
-    the server's settings before it names a host can't be told.
+    Where the first bytes already name a host of ours, or a denied one, it is left to fail. A client
+    that waits for the server's settings before it names a host can't be told.
     """
     if not client_data.startswith(_H2C_PREFACE[: len(client_data)]) or len(client_data) < 16:  # noqa: PLR2004
         return False
@@ -87,4 +87,4 @@ def _is_h2c_of_others(table: RoutingTable, client_data: bytes) -> bool:
         for name, value in event.headers
         if str(name) == ":authority"
     ]
-    return not any(table.lookup(host) for host in hosts)
+    return not any(table.lookup(host) or table.refuses(host) for host in hosts)

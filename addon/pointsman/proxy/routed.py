@@ -7,7 +7,6 @@ the client's own, which is masked on the flow and kept aside.
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from mitmproxy.net.http import url
 from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
 from pointsman.errors import (
+    HostNotAllowedError,
     InternalError,
     KeyMissingError,
     NoRouteError,
@@ -33,18 +33,19 @@ from pointsman.proxy.keys import no_key
 from pointsman.proxy.own_keys import Masked
 from pointsman.proxy.router import Decision, Router
 from pointsman.proxy.shaping import Shaper
+from pointsman.proxy.showing import Showing
+from pointsman.routing.masking import mask_protocols, mask_query
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
 from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
 from pointsman.routing.rewriting import (
     CREDENTIAL_HEADERS,
     Outgoing,
     forward,
-    is_credential_parameter,
     rewrite,
     without_hop_by_hop,
 )
 from pointsman.telemetry.chunks import ChunkTimes
-from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of, summary
+from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class RoutedRequest:
         refusal: RequestError | None = None,
     ) -> None:
         self.flow = flow
-        self._refusal = refusal  # it is ours, and has to be refused whatever the rules say
+        self.refusal = refusal  # it is ours, and has to be refused whatever the rules say
         self.decision: Decision | None = None
         self.call: Call | None = None
         self.answer: Answer | None = None
@@ -109,6 +110,7 @@ class RoutedRequest:
         if router.tracing is not None:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
+        self._showing = Showing(flow, full=router.keep_ways)
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -183,11 +185,13 @@ class RoutedRequest:
     def decide(self) -> RequestError | None:
         """Make the decision; return what the client has to be told instead, if so."""
         started = time.perf_counter()
-        if self._refusal is not None:
-            return self._refusal
+        if self.refusal is not None and self._unless_observing(self.refusal) is not None:
+            return self.refusal
         try:
             request = self.client_request()
             self.exchange.request_bytes = len(request.body.raw)
+            if self.refusal is not None:
+                return None
             self.exchange.client_model = name_of(request.model)
             self._decide(request)
         except RequestError as error:
@@ -206,8 +210,9 @@ class RoutedRequest:
         if self._passes_unread is None:
             self._body = StreamedBody()
             self._passes_unread = False
-            if self._refusal is not None:
-                return False
+            if self.refusal is not None:
+                self._passes_unread = self._unless_observing(self.refusal) is None
+                return self._passes_unread
             try:
                 decision = self._router.decide_unread(self._route, self.client_request())
                 if decision is not None:
@@ -239,7 +244,8 @@ class RoutedRequest:
 
     def _unless_observing(self, error: RequestError) -> RequestError | None:
         """Who only observes refuses nothing: what would have been refused is logged."""
-        if not (self._router.observe and isinstance(error, NoRouteError | NoTargetError)):
+        softened = NoRouteError | NoTargetError | HostNotAllowedError
+        if not (self._router.observe and isinstance(error, softened)):
             return error
         self.exchange.flag(error.flag)
         self.exchange.flag("OB")
@@ -307,6 +313,8 @@ class RoutedRequest:
         )
         exchange.attempts.append(attempt)
         self.call = Call(target, self._traced(outgoing, attempt), attempt)
+        self._showing.rewritten(request, outgoing)
+        self._show()
         return self.call
 
     def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
@@ -671,6 +679,7 @@ class RoutedRequest:
             self._router.health.abandoned(self.decision.target, time.monotonic())
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
+            self._keep,
             self._show,
             partial(self._emit, now),
         ]
@@ -694,18 +703,17 @@ class RoutedRequest:
         self.answer.account(exchange, self.call.attempt.provider_host, source)
 
     def _show(self) -> None:
-        """Put the decision on the flow, for the lists and filters of the UIs."""
-        exchange = self.exchange
-        self.flow.comment = summary(exchange)
-        shown = {
-            "llm_route": exchange.route,
-            "llm_rule": exchange.rule,
-            "llm_provider": exchange.provider,
-            "llm_model": exchange.request_model,
-            "llm_flags": " ".join(exchange.flags),
-            "llm_error": exchange.error,
-        }
-        self.flow.metadata.update({name: value for name, value in shown.items() if value})
+        self._showing.update(self.exchange, self.decision)
+
+    def _keep(self) -> None:
+        """Leave on the flow what came of an answer that did not come to its end."""
+        response = self.flow.response
+        if response is None or not self._router.keep_bodies:
+            return
+        if self.kept and response.raw_content is None:
+            response.raw_content = bytes(self.kept)
+        if response.stream and len(self.kept) < self.exchange.response_bytes:
+            self._showing.cut(self.exchange.response_bytes)
 
 
 def _public(reason: str) -> str:
@@ -719,23 +727,3 @@ def _request_id(sent: str | None, own: str) -> str:
     if sent and len(sent) <= _MAX_REQUEST_ID and sent.isascii() and sent.isprintable():
         return sent
     return own
-
-
-# How OpenAI's clients in a browser, which can't set headers, give their key to a WebSocket.
-_PROTOCOL_KEY = re.compile(rb"(openai-insecure-api-key\.)[^,\s]+")
-
-
-def mask_protocols(value: bytes) -> bytes:
-    """Return a Sec-WebSocket-Protocol that shows no key; the same object if it has none."""
-    return _PROTOCOL_KEY.sub(rb"\1***", value) if _PROTOCOL_KEY.search(value) else value
-
-
-def mask_query(path: str) -> str:
-    """Return a path whose query shows no key."""
-    bare, mark, query = path.partition("?")
-    parts = []
-    for part in query.split("&"):
-        name, equals, value = part.partition("=")
-        secret = equals and is_credential_parameter(name)
-        parts.append(f"{name}={mask(value)}" if secret else part)
-    return f"{bare}{mark}{'&'.join(parts)}"

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.keys import Keys, no_key
@@ -68,13 +69,15 @@ class Router:
 
     def __init__(self) -> None:
         self.table = RoutingTable()
+        self._passthrough = self._denied = NO_HOSTS
         self.body_limit = DEFAULT_BODY_LIMIT
         self.observe = False
         # A UI wants to show bodies; without one, streamed bodies are not kept.
         self.keep_bodies = False
         # A UI can replay what it shows; there is one where this is set.
         self.own_keys: OwnKeys | None = None
-        # A UI and the page show how each decision came about.
+        # A UI and saved flows show the way of each request; the page shows its decision alone.
+        self.keep_ways = False
         self.keep_decisions = False
         # Clients are asked to come again by another connection.
         self.draining = False
@@ -102,7 +105,15 @@ class Router:
         self._usage_refused.clear()
         self._usage_accepted.clear()
         self.keys.forget()
-        self.table = table
+        self.table = replace(table, passthrough=self._passthrough, denied=self._denied)
+
+    def guard(self, *, passthrough: Hosts, denied: Hosts) -> None:
+        """Set which hosts are exempt from the rules, and which are refused where none names them.
+
+        It holds for this table and those that follow.
+        """
+        self._passthrough, self._denied = passthrough, denied
+        self.table = replace(self.table, passthrough=passthrough, denied=denied)
 
     def decide(self, route: Route, request: ClientRequest) -> Decision:
         """Return the decision for a request to this route.
@@ -184,7 +195,7 @@ class Router:
         self, route: Route, request: ClientRequest, decision: Decision | None
     ) -> DecisionRecord | None:
         """Return how a decision (None: there is none) came about, where something shows it."""
-        if not self.keep_decisions:
+        if not (self.keep_decisions or self.keep_ways):
             return None
         rules = tuple(
             RuleVerdict(verdict.rule.name, verdict.matched, verdict.reason)
@@ -230,9 +241,8 @@ class Router:
 
     def stop(self, error: RequestError) -> None:
         """Close everything that is open, for this reason."""
-        for requests in tuple(self._open.values()):
-            for request in tuple(requests):
-                request.abandon(error)
+        for request in self.requests_under_way:
+            request.abandon(error)
         self.mirrors.stop(error)
 
     # Asking a stream for its usage: some providers refuse the parameter.

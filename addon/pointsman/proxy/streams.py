@@ -38,7 +38,8 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from pointsman.errors import BodyTooLargeError, InternalError, RequestError
 from pointsman.proxy.attempts import AttemptingStream
-from pointsman.proxy.claiming import claim, is_address
+from pointsman.proxy.claiming import claim, is_address, refused
+from pointsman.proxy.egress import refuse_tunnel
 from pointsman.proxy.routed import RoutedRequest
 from pointsman.proxy.router import Router
 from pointsman.proxy.tuning import describe
@@ -83,7 +84,10 @@ class Stream(AttemptingStream):
 
     def _claim(self) -> None:
         request = self.flow.request
-        found = claim(self.router.table, request, self.context, self.mode)
+        table = self.router.table
+        found = claim(table, request, self.context, self.mode) or refused(
+            table, request, self.context, self.mode
+        )
         if found is None:
             request.stream = True
             return
@@ -111,9 +115,15 @@ class Stream(AttemptingStream):
         named = port not in _WEB_PORTS and not is_address(host)
         if named and self.router.table.lookup(host) is None:
             self.child_layer = TCPLayer(self.context, ignore=True)
-            yield from self.handle_connect_finish()  # type: ignore[no-untyped-call]
+            yield from self.handle_connect_finish()
         else:
             yield from super().handle_connect_regular()  # type: ignore[no-untyped-call]
+
+    def handle_connect_finish(self) -> layer.CommandGenerator[None]:
+        """Open no tunnel to a host that is denied."""
+        if self.flow.response is None:
+            refuse_tunnel(self.router, self.flow)
+        yield from super().handle_connect_finish()  # type: ignore[no-untyped-call]
 
     def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:  # noqa: FBT001
         """Leave requests of ours to our own limit; their answers are always streamed."""
@@ -151,7 +161,7 @@ class Stream(AttemptingStream):
         if not ours.decide_unread():
             limit = self.router.body_limit
             too_large = BodyTooLargeError(f"The request body is larger than {limit} bytes.")
-            yield from self._refuse_early(ours, too_large)
+            yield from self._refuse_early(ours, ours.refusal or too_large)
             return
         self.flow.request.stream = True
         error = yield from self.stream_up(ours)

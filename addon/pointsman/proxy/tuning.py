@@ -53,6 +53,15 @@ def is_set(options: Options, name: str) -> bool:
     return value is not optmanager.unset
 
 
+def show_comments(options: Options) -> None:
+    """Show mitmweb's column of comments, where the decision stands, unless the user chose columns.
+
+    No other program has the option.
+    """
+    if "web_columns" in options:
+        set_default(options, "web_columns", [*options.web_columns, "comment"])
+
+
 def remove_idle_addons(master: DumpMaster) -> None:
     """Remove the default addons whose feature is off."""
     for name, needed in _NEEDED.items():
@@ -111,6 +120,19 @@ def allow_parallel_calls(master: Master, client: Client) -> None:
     handler = master.addons.get("proxyserver").connections.get(client.id)
     if handler is not None:
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(_PARALLEL_CONNECTIONS))
+
+
+def close_for_good(master: Master, client: Client) -> None:
+    """Close the socket of a client's connection that is over, if mitmproxy has not.
+
+    A layer that closes the connection while more of the client's bytes wait to be read cancels the
+    task that would close the socket, at a place where that task does not expect it: the client
+    would wait for as long as Python does not collect its garbage.
+    """
+    handler = master.addons.get("proxyserver").connections.get(client.id)
+    left = handler.transports.get(client) if handler is not None else None
+    if left is not None and left.writer is not None and not left.writer.is_closing():
+        left.writer.close()
 
 
 def write_log_lines_at_once() -> None:

@@ -12,6 +12,7 @@ The rules that this module keeps:
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -86,6 +87,14 @@ def make_plan(
     chosen = _drawn(usable, draw()) if value is None else _hashed(usable, value)
     order = tuple(chosen)
     return Plan(order, skipped, rule.retry.attempts or len(order))
+
+
+def shares(targets: Sequence[Target]) -> list[tuple[Target, float]]:
+    """Return the targets that have a weight, each with its part of what its priority gets."""
+    tiers = Counter[int]()
+    for target in targets:
+        tiers[target.priority] += target.weight
+    return [(t, t.weight / tiers[t.priority]) for t in targets if t.weight]
 
 
 def _tiers(targets: Sequence[Target]) -> list[_Tier]:

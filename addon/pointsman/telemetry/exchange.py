@@ -79,8 +79,8 @@ class Exchange:
 
     request_id: str
     host: str
-    method: str
-    path: str  # without its query, which may carry a key
+    method: str  # "" (null in the log): a connection that was refused before it was read
+    path: str  # without its query, which may carry a key; "" as above
     client: str | None
     started: float
     workload: str | None = None
@@ -133,8 +133,8 @@ def access_log_entry(exchange: Exchange) -> dict[str, Any]:
     entry = {
         "request_id": exchange.request_id,
         "host": exchange.host,
-        "method": exchange.method,
-        "path": exchange.path,
+        "method": exchange.method or None,
+        "path": exchange.path or None,
         "client": exchange.client,
         "workload": exchange.workload,
         "namespace": exchange.namespace,

@@ -1,0 +1,153 @@
+"""The egress guard: which hosts are exempt, and what is done with known LLM hosts without a rule.
+
+With `llm_unknown=deny` keys can't be used around the rules: a request that can be read gets 403
+(`claiming.refused`, and a CONNECT here), a TLS connection is closed at its ClientHello. It is never
+decrypted for that, so its server name and the name that it was opened by are all that is seen.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TypedDict
+
+from mitmproxy import exceptions, http
+from mitmproxy.addons.next_layer import NeedsMoreData, NextLayer
+from mitmproxy.connection import Client
+from mitmproxy.net.http.url import hostport
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import TCPLayer
+
+from pointsman.config.hosts import Hosts, known_llm_hosts, parse_hosts
+from pointsman.config.resources import normalise_host
+from pointsman.errors import HostNotAllowedError
+from pointsman.protocols.errors import error_body
+from pointsman.proxy.claiming import connection_names, not_allowed
+from pointsman.proxy.router import Router
+from pointsman.telemetry.exchange import Exchange
+
+# A fatal alert, access_denied (RFC 8446, 6.2): clients say so, where a bare close puzzles them.
+_ACCESS_DENIED = bytes.fromhex("15 0303 0002 02 31")
+# OpenSSL takes no longer one either; mitmproxy would collect 16 MB.
+_LONGEST_CLIENT_HELLO = 128 * 1024
+
+
+class GuardedHosts(TypedDict):
+    """What `Router.guard` takes."""
+
+    passthrough: Hosts
+    denied: Hosts
+
+
+def guarded_hosts(passthrough: Sequence[str], unknown: str) -> GuardedHosts:
+    """Return what the options llm_passthrough and llm_unknown mean.
+
+    Raises:
+        OptionsError: one can't be used.
+    """
+    if unknown not in {"pass", "deny"}:
+        raise exceptions.OptionsError(
+            f"llm_unknown: {unknown!r} is neither pass nor deny; write one of them"
+        )
+    try:
+        exempt = parse_hosts(passthrough)
+    except ValueError as error:
+        raise exceptions.OptionsError(f"llm_passthrough: {error}") from None
+    return {"passthrough": exempt, "denied": known_llm_hosts() if unknown == "deny" else Hosts()}
+
+
+class Refused(layer.Layer):
+    """Closes the client's connection."""
+
+    def __init__(self, context: Context, *, alert: bytes = b"") -> None:
+        super().__init__(context)
+        self._alert = alert
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Start):
+            if self._alert:
+                yield commands.SendData(self.context.client, self._alert)
+            yield commands.CloseConnection(self.context.client)
+
+
+def refuse_tls(router: Router, context: Context, client_data: bytes) -> Refused | None:
+    """Return what closes a connection whose ClientHello, or whose far end, names a denied host.
+
+    Raises:
+        NeedsMoreData: the ClientHello is not complete.
+    """
+    tcp = context.client.transport_protocol == "tcp"
+    if not router.table.denied or context.server.address is None or not tcp:
+        return None
+    try:
+        hello = NextLayer._get_client_hello(context, client_data)  # noqa: SLF001 (see test_internals)
+    except NeedsMoreData:
+        if len(client_data) > _LONGEST_CLIENT_HELLO:
+            return Refused(context, alert=_ACCESS_DENIED)
+        raise
+    if hello is None:
+        return None
+    host = _denied(router, [*([hello.sni] if hello.sni else []), *connection_names(context)])
+    if host is None or _observes(router, context, host):
+        return None
+    return Refused(context, alert=_ACCESS_DENIED)
+
+
+def refuse_raw(router: Router, context: Context, chosen: layer.Layer | None) -> layer.Layer | None:
+    """Return what closes a connection to a denied host that is neither TLS nor HTTP."""
+    if not isinstance(chosen, TCPLayer) or context.server.address is None:
+        return chosen
+    host = _denied(router, connection_names(context))
+    if host is None or _observes(router, context, host):
+        return chosen
+    context.layers.remove(chosen)
+    return Refused(context)
+
+
+def refuse_tunnel(router: Router, flow: http.HTTPFlow) -> None:
+    """Answer a CONNECT to a denied host with 403. Who observes is told when it is used."""
+    host = flow.request.host
+    if router.observe or not router.table.refuses(host):
+        return
+    error = not_allowed(host)
+    content = error_body(
+        None, status=error.status, message=str(error), kind=error.kind, code=error.code
+    )
+    headers = {"content-type": "application/json", "x-pointsman-error": error.code}
+    flow.response = http.Response.make(error.status, content, headers)
+    _record(router, flow.client_conn, host, method="CONNECT", status=error.status)
+
+
+def _denied(router: Router, names: Sequence[str]) -> str | None:
+    """Return the name that is refused; None also where one is ours, and so seen again later."""
+    if any(router.table.lookup(name) for name in names):
+        return None
+    return next((name for name in names if router.table.refuses(name)), None)
+
+
+def _observes(router: Router, context: Context, host: str) -> bool:
+    """Record a connection; tell whether it goes on, as who only observes refuses nothing."""
+    _record(router, context.client, host)
+    return router.observe
+
+
+def _record(
+    router: Router, client: Client, host: str, *, method: str = "", status: int | None = None
+) -> None:
+    now, peer = time.perf_counter(), client.peername
+    exchange = Exchange(
+        request_id=client.id,
+        host=normalise_host(host),
+        method=method,
+        path="",
+        client=hostport("", peer[0], peer[1]) if peer else None,
+        started=now,
+        workload=router.workload,
+        namespace=router.namespace,
+        status=status,
+        error=None if router.observe else HostNotAllowedError.code,
+        ended=now,
+    )
+    exchange.flag(HostNotAllowedError.flag)
+    if router.observe:
+        exchange.flag("OB")
+    router.sinks.emit(exchange)
