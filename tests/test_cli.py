@@ -178,6 +178,19 @@ def test_explain_tells_what_would_be_refused(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--workers", "2", "--listen", "all"], "--workers, --listen"),
+        (["--allow-root"], "--allow-root"),
+    ],
+)
+def test_options_of_the_sidecar_are_refused_without_it(arguments: list[str], named: str) -> None:
+    result = run("run", *arguments)
+    assert result.exit_code == 2
+    assert f"{named}: only with --sidecar" in result.output
+
+
 @pytest.mark.parametrize("command", ["check", "explain", "run", "demo"])
 def test_every_command_has_help_with_examples(command: str) -> None:
     result = run(command, "--help")

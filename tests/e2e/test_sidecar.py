@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -238,8 +239,7 @@ def test_the_supervisors_death_is_the_workers(
     workers = sidecar.workers()
     sidecar.kill()
     eventually(lambda: not any(map(is_alive, workers)), what="the end of the workers")
-    with pytest.raises(ConnectionRefusedError):
-        connect(sidecar.address)
+    eventually(lambda: refused(sidecar), what="refused connections")
     assert list(own_confdir.glob("run-*"))
     # The next run sweeps up.
     start_sidecar(rules).stop()
@@ -344,6 +344,26 @@ def test_sighup_is_ignored(start_sidecar: StartSidecar, rules: Path, openai: Far
     with sidecar.client() as client:
         assert said(client.post(URL, json=chat(model="small")))
     openai.call()
+
+
+@pytest.mark.root
+def test_one_writable_folder_is_enough(
+    start_sidecar: StartSidecar, own_confdir: Path, rules: Path, openai: Far
+) -> None:
+    """As with `readOnlyRootFilesystem` and one emptyDir."""
+    if os.geteuid() != 0:
+        pytest.skip("making a mount namespace needs root")
+    read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+    prefix = ("unshare", "--mount", "--", "sh", "-c", read_only, str(own_confdir))
+    beside = str(own_confdir.parent / "beside")
+    tried = subprocess.run([*prefix, "touch", beside], capture_output=True, text=True, check=False)
+    if "Read-only file system" not in tried.stderr:
+        pytest.skip(f"the file system can't be made read-only here: {tried.stderr}")
+    sidecar = start_sidecar(rules, "--allow-root", prefix=prefix)
+    with sidecar.client() as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    openai.call()
+    assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == 1
 
 
 # --- its output -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pointsman.sidecar import workers as module
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, describe, exit_status
 from pointsman.sidecar.workers import Workers
+from pointsman.telemetry.live import Live
 
 LIMIT = 20.0
 
@@ -41,7 +42,7 @@ class One:
         return b""
 
     async def live(self) -> dict[str, Any]:
-        return {"requests": 1}
+        return Live(clock=lambda: 1e9).snapshot()
 
     async def drain(self, *, soft: bool = False) -> None:
         self.drains.append(soft)
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play(folder: Path, ones: Sequence[One], action: Play) -> None:
     async def run() -> None:
         plan = Plan(arguments=(), listening=(), env={}, folder=folder)
-        supervisor = Supervisor(len(ones), plan, lambda _: None)
+        supervisor = Supervisor(len(ones), lambda _: None)
         async with AsyncExitStack() as stack:
             for worker, one in zip(supervisor.workers, ones, strict=True):
                 server = serve(one, f"unix:{plan.admin(worker.index)}")
@@ -114,7 +115,7 @@ def test_a_worker_that_hangs_costs_a_bounded_time(
 
 def test_a_socket_that_no_one_listens_on_is_no_answer(folder: Path) -> None:
     async def action(workers: Workers, supervisor: Supervisor) -> None:
-        supervisor.workers = Supervisor(2, supervisor._plan, lambda _: None).workers
+        supervisor.workers = Supervisor(2, lambda _: None).workers
         for worker in supervisor.workers:
             worker.trouble = None
         assert (await workers.readiness()).reasons == ("worker 2 does not answer",)
@@ -133,9 +134,30 @@ def test_workers_with_another_table_are_named(folder: Path) -> None:
 def test_without_a_worker_there_is_no_table_and_nothing_live(folder: Path) -> None:
     async def action(workers: Workers, _: Supervisor) -> None:
         assert "error" in await workers.config()
-        assert await workers.live() == {}
+        assert (await workers.live())["processes"] == 0
 
     play(folder, [], action)
+
+
+def test_the_snapshots_of_all_are_shown_as_one(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert (await workers.live())["processes"] == 2
+
+    play(folder, [One(), One()], action)
+
+
+def test_a_worker_that_answers_with_an_error_is_left_out(folder: Path) -> None:
+    failing = One()
+
+    async def fail() -> dict[str, Any]:
+        raise KeyError
+
+    failing.live = fail  # type: ignore[method-assign]
+
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert (await workers.live())["processes"] == 1
+
+    play(folder, [One(), failing], action)
 
 
 def test_a_soft_drain_reaches_all_and_a_hard_one_ends_them(folder: Path) -> None:

@@ -17,11 +17,13 @@ from pointsman.admin.source import Readiness
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, Worker
 from pointsman.telemetry import exposition
+from pointsman.telemetry.live import merge
 
 type Json = dict[str, Any]
 
 _CONNECT_SECONDS = 1.0
 _SECONDS = 3.0
+_ANSWERS = (200, 202, 503)  # as it should, it drains, it is not ready
 _LARGEST_ANSWER = 64 * 1024 * 1024
 
 
@@ -88,7 +90,7 @@ class Workers:
     async def live(self) -> Json:
         """Return the snapshots of all workers as one."""
         answers = _by_worker(self._supervisor.workers, await self._ask_all("/api/live"))
-        return _merge(list(answers.values()))
+        return merge([answer for answer in answers.values() if "slots" in answer])
 
     async def drain(self, *, soft: bool = False) -> None:
         """Let all of them drain; they end when they have, and the supervisor after them."""
@@ -119,16 +121,14 @@ class Workers:
             found = json.loads(answer.body)
         except (HTTPClientError, OSError, ValueError):
             return SilentError("does not answer")
-        return found if isinstance(found, dict) else SilentError("does not answer")
+        if answer.code not in _ANSWERS or not isinstance(found, dict):
+            return SilentError(f"answers {answer.code} to {path}")
+        return found
 
 
 def _by_worker(workers: Sequence[Worker], answers: Sequence[Json | SilentError]) -> dict[int, Json]:
     pairs = zip(workers, answers, strict=True)
     return {worker.index: answer for worker, answer in pairs if isinstance(answer, dict)}
-
-
-def _merge(snapshots: Sequence[Json]) -> Json:
-    return snapshots[0] if snapshots else {}
 
 
 class _Sockets(Resolver):
