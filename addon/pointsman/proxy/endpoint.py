@@ -23,8 +23,10 @@ from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
+from pointsman.proxy.watching import Watching
 from pointsman.sidecar.handover import admin_port
 from pointsman.telemetry import metrics
+from pointsman.telemetry.live import Cursor
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Endpoint:
         self._router = router
         self._faults = faults
         self._drain = drain
+        self._watching = Watching(router)
         self._servers: list[Server] = []
         self._rules: str | None = None
         self._live_since: str | None = None
@@ -83,12 +86,15 @@ class Endpoint:
                 )
             return
         self._servers.append(server)
+        if not server.health_only:
+            self._watching.begin()
         logger.info("%s endpoint at %s", name.removeprefix("llm_"), server.address)
 
     def stop(self) -> None:
         """Listen no more."""
         for server in self._servers:
             server.stop()
+        self._watching.end()
 
     def refuse(self, address: tuple[str, int] | None) -> str | None:
         """Return why the proxy must not connect to an address: it is the admin endpoint's own.
@@ -116,6 +122,7 @@ class Endpoint:
         """Note that rules have gone live."""
         self._rules, self._live_since = where, _now()
         self._refused_at = None
+        self._watching.rules_live()
 
     def rules_refused(self) -> None:
         """Note that rules were refused just now; `faults` tells why."""
@@ -170,9 +177,10 @@ class Endpoint:
         """Return the metrics of this process."""
         return await asyncio.to_thread(metrics.render)
 
-    async def live(self) -> dict[str, Any]:
+    async def live(self, after: Cursor | None = None) -> dict[str, Any]:
         """Return the snapshot for the page."""
-        return {}
+        rules = f"{self._live_since}, refused {self._refused_at}"
+        return {**self._watching.snapshot(after), "config_versions": [rules]}
 
     async def drain(self, *, soft: bool = False) -> None:
         """Begin to drain."""
