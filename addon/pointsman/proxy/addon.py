@@ -28,6 +28,7 @@ from pointsman.kubernetes.api import MissingClientError, require_client
 from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
 from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import contentviews, tuning
+from pointsman.proxy.commands import Commands
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
@@ -82,6 +83,8 @@ class Pointsman:
         contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
+        commands = Commands(self.router, self.endpoint.live_now, self._load_rules)
+        ctx.master.commands.collect_commands(commands)
         self._take_options()
 
     def _take_options(self) -> None:
@@ -167,6 +170,7 @@ class Pointsman:
             tuning.slim_down(ctx.master)
         else:
             self.router.own_keys = OwnKeys()
+            self.endpoint.collect()  # for llm.usage
             self.router.keep_ways = True
             self._keep_flows.attach(ctx.master)
             tuning.show_comments(ctx.options)

@@ -116,6 +116,14 @@ class Endpoint:
             return "The proxy does not connect to its own admin endpoint."
         return None
 
+    def collect(self) -> None:
+        """Collect exchanges from now on, whether or not an endpoint shows them."""
+        self._watching.begin()
+
+    def live_now(self) -> dict[str, Any]:
+        """Return what has been collected."""
+        return self._watching.snapshot()
+
     # --- the rules --------------------------------------------------------------------------------
 
     def rules_live(self, where: str) -> None:

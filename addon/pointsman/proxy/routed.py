@@ -50,10 +50,9 @@ from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
 
+VIA = "llm_via"  # the provider that a person wants a replayed flow to go through
 _PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
-_OWN_KEYS_OF = (
-    "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
-)
+OWN_KEYS_OF = "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
@@ -137,7 +136,7 @@ class RoutedRequest:
         request, own_keys = self.flow.request, self._router.own_keys
         known: Masked = {}
         if own_keys is not None and self.flow.is_replay:
-            known = own_keys.of(str(self.flow.metadata.get(_OWN_KEYS_OF)))
+            known = own_keys.of(str(self.flow.metadata.get(OWN_KEYS_OF)))
         fields = []
         for name, sent in request.headers.fields:
             value = shown = known.get((name, sent), sent)
@@ -156,7 +155,7 @@ class RoutedRequest:
             self._masked[_PATH, shown] = path
             request.data.path = shown
         if own_keys is not None and self._masked:
-            self.flow.metadata[_OWN_KEYS_OF] = self.flow.id
+            self.flow.metadata[OWN_KEYS_OF] = self.flow.id
             own_keys.keep(self.flow.id, self._masked)
 
     def client_request(self) -> ClientRequest:
@@ -228,8 +227,12 @@ class RoutedRequest:
 
     def _decide(self, request: ClientRequest) -> None:
         decision = None
+        via = self.flow.metadata.get(VIA) if self.flow.is_replay else None
         try:
-            decision = self._router.decide(self._route, request)
+            if via is None:
+                decision = self._router.decide(self._route, request)
+            else:
+                decision = self._router.decide_via(self._route, request, str(via))
         finally:
             self.exchange.decision = self._router.record(self._route, request, decision)
         self._take(decision)

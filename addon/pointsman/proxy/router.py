@@ -155,6 +155,24 @@ class Router:
             self.health.begin(decision.target, now)
         return decision
 
+    def decide_via(self, route: Route, request: ClientRequest, provider: str) -> Decision:
+        """Return the decision for a request that a person sends to a provider of their choice.
+
+        The provider is called as the request's own rule calls it, else as another rule does.
+
+        Raises:
+            NoTargetError: no rule names the provider.
+        """
+        matched = match(route, request)
+        own = [matched] if matched else []
+        rules = [*own, *route.rules, *(r for one in self.table.exact.values() for r in one.rules)]
+        for rule in rules:
+            for target in rule.targets:
+                if provider in {target.provider, target.host}:
+                    plan = Plan((target,), (), attempts=1)
+                    return Decision(route, replace(rule, mirror=None), plan, observe=False)
+        raise NoTargetError(f"No rule names the provider {provider}.")
+
     def decide_unread(self, route: Route, request: ClientRequest) -> Decision | None:
         """Return the decision for a request whose body is too large to be read.
 

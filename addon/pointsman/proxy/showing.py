@@ -37,6 +37,7 @@ MARKERS: dict[Outcome, str] = {
 }
 WAY = "llm_way"
 CUT = "llm_cut"
+COMPARED = "llm_compared"
 _MAX_VALUE = 200
 
 
