@@ -331,9 +331,25 @@ def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai
     sidecar.assert_ended(128 + signal.SIGKILL)
 
 
-def test_drain_by_the_admin_endpoint_ends_it(start_sidecar: StartSidecar, rules: Path) -> None:
+def test_drain_by_the_admin_endpoint_ends_it_and_a_sigterm_after_it_cuts_nothing(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    held = Held()
+    openai.provider.replies.append(held.reply())
     sidecar = start_sidecar(rules, "--workers", "2")
-    assert sidecar.ask("/drain", "POST").status_code == 202
+    with (
+        sidecar.client() as client,
+        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
+    ):
+        pieces = answer.iter_raw()
+        body = next(pieces)
+        assert sidecar.ask("/drain", "POST").status_code == 202
+        sidecar.wait_for("draining")
+        sidecar.send(signal.SIGTERM)
+        eventually(lambda: refused(sidecar), what="refused connections")
+        held.go_on.set()
+        body += b"".join(pieces)
+    assert len(sse(body.replace(b": still here\n\n", b""))) > 2
     sidecar.assert_ended(0)
 
 
