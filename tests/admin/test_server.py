@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Told:
     def __init__(self, *reasons: str) -> None:
         self.reasons = reasons
         self.drains: list[bool] = []
+        self.asked: list[Mapping[str, int] | None] = []
         self.fault: Exception | None = None
 
     async def readiness(self) -> Readiness:
@@ -37,7 +38,8 @@ class Told:
     async def metrics(self) -> bytes:
         return b"pointsman_up 1\n"
 
-    async def live(self) -> dict[str, Any]:
+    async def live(self, after: Mapping[str, int] | None = None) -> dict[str, Any]:
+        self.asked.append(after)
         return {"recent": []}
 
     async def drain(self, *, soft: bool = False) -> None:
@@ -97,6 +99,18 @@ def test_it_shows_the_table_the_metrics_and_the_snapshot() -> None:
     served(Told(), play)
 
 
+def test_the_snapshot_can_leave_out_what_was_seen() -> None:
+    told = Told()
+
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        await client.get("/api/live")
+        await client.get("/api/live", params={"after": "a:1,b:22"})
+        assert (await client.get("/api/live?after=nonsense")).status_code == 400
+
+    served(told, play)
+    assert told.asked == [None, {"a": 1, "b": 22}]
+
+
 def test_a_drain_is_begun_by_post_alone() -> None:
     told = Told()
 
@@ -117,7 +131,6 @@ def test_other_methods_and_paths_are_refused() -> None:
     async def play(_: Server, client: httpx.AsyncClient) -> None:
         refused = await client.post("/config")
         assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
-        assert (await client.get("/")).status_code == 404
         assert (await client.get("/config/x")).status_code == 404
         assert (await client.post("/nothing")).status_code == 404
 

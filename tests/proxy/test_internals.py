@@ -149,6 +149,13 @@ def test_connections_are_found_by_their_client_and_count_their_servers() -> None
     assert "self.max_conns[" in inspect.getsource(server.ConnectionHandler.open_connection)
 
 
+def test_the_socket_of_a_client_is_found_when_its_connection_is_told_to_be_over() -> None:
+    assert "self.transports" in inspect.getsource(server.ConnectionHandler.__init__)
+    assert {field.name for field in dataclasses.fields(server.ConnectionIO)} >= {"writer"}
+    source = inspect.getsource(server.ConnectionHandler.handle_client)
+    assert source.index("asyncio.wait([handler])") < source.index("ClientDisconnectedHook")
+
+
 def test_a_worker_can_put_its_sockets_in_the_place_of_mitmproxys() -> None:
     assert parameters(mode_servers.AsyncioServerInstance.listen) == ["self", "host", "port"]
     source = inspect.getsource(mode_servers.AsyncioServerInstance._start)
@@ -163,13 +170,6 @@ def test_a_worker_can_put_its_sockets_in_the_place_of_mitmproxys() -> None:
 def test_a_worker_can_put_its_format_in_the_place_of_the_logs() -> None:
     assert "self.format(record)" in inspect.getsource(TermLogHandler.emit)
     assert "self._termlog_addon = termlog.TermLog()" in inspect.getsource(Master.__init__)
-
-
-def test_the_socket_of_a_client_is_found_when_its_connection_is_told_to_be_over() -> None:
-    assert "self.transports" in inspect.getsource(server.ConnectionHandler.__init__)
-    assert {field.name for field in dataclasses.fields(server.ConnectionIO)} >= {"writer"}
-    source = inspect.getsource(server.ConnectionHandler.handle_client)
-    assert source.index("asyncio.wait([handler])") < source.index("ClientDisconnectedHook")
 
 
 def test_an_option_that_the_user_has_not_set_is_told_from_one_that_was() -> None:

@@ -3,13 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from pointsman.config.loading import Instance
-from pointsman.config.problems import Problem
+from pointsman.config.loading import Instance, Loaded
 from pointsman.config.table import (
     CallConfig,
     MirrorTarget,
@@ -20,8 +18,8 @@ from pointsman.config.table import (
 )
 from pointsman.errors import RequestError
 from pointsman.proxy.measuring import Measuring, read, read_rules
-from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.router import Router
+from pointsman.proxy.rules import FileRules
 from pointsman.telemetry.exposition import DIRECTORY, render
 from pointsman.telemetry.reading import TargetReading
 
@@ -169,19 +167,14 @@ def test_where_others_render_it_is_brought_up_to_date_now_and_then(
 def test_a_refused_reload_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("kind: [")
     refused = asyncio.Event()
-    told: list[Problem] = []
 
-    def tell(problems: Sequence[Problem]) -> None:
-        told.extend(problems)
-        refused.set()
+    async def never(_: Loaded) -> None:
+        raise AssertionError
 
     async def run() -> None:
-        watching = asyncio.create_task(
-            watch_rules(tmp_path, Instance(), lambda _: None, None, tell)
-        )
+        watching = asyncio.create_task(FileRules(tmp_path, Instance()).watch(never, refused.set))
         async with asyncio.timeout(20):
             await refused.wait()
         watching.cancel()
 
     asyncio.run(run())
-    assert [Path(problem.file).name for problem in told] == ["a.yaml"]

@@ -71,13 +71,13 @@ class TestFields:
             _ = body(b"{}", "lzma").fields
         assert body(b"{}", "lzma").lenient_fields == {}
 
-    @pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"{}")[:-3], b"\x1f\x8b"])
+    @pytest.mark.parametrize("raw", [b"{}", gzip.compress(b"{}", mtime=0)[:-3], b"\x1f\x8b"])
     def test_a_body_that_is_not_what_its_coding_says_is_unsupported(self, raw: bytes) -> None:
         with pytest.raises(UnsupportedEncodingError):
             _ = body(raw, "gzip").fields
 
     def test_a_body_that_unfolds_past_the_limit_is_too_large(self) -> None:
-        bomb = gzip.compress(b'{"a":"' + b"x" * LIMIT + b'"}')
+        bomb = gzip.compress(b'{"a":"' + b"x" * LIMIT + b'"}', mtime=0)
         with pytest.raises(BodyTooLargeError, match=f"{LIMIT} bytes"):
             _ = body(bomb, "gzip").fields
         assert body(bomb, "gzip").lenient_fields == {}
@@ -149,7 +149,7 @@ class TestString:
         assert body(json.dumps(nested, indent=2).encode()).string(*path) == expected
 
     def test_a_compressed_body_is_read(self) -> None:
-        assert body(gzip.compress(b'{"model":"m"}'), "gzip").string("model") == "m"
+        assert body(gzip.compress(b'{"model":"m"}', mtime=0), "gzip").string("model") == "m"
 
 
 class TestHeaderValues:

@@ -1,10 +1,10 @@
 """Many workers, seen as one: the supervisor's source in front of real admin endpoints."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -14,7 +14,8 @@ from pointsman.sidecar import workers as module
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, describe, exit_status
 from pointsman.sidecar.workers import Workers
-from pointsman.telemetry.live import Live
+from pointsman.telemetry.exchange import Exchange
+from pointsman.telemetry.live import Live, Now, TargetNow
 
 LIMIT = 20.0
 
@@ -29,6 +30,8 @@ class One:
         self.table = table
         self.drains: list[bool] = []
         self.hangs = False
+        self.kept = Live()
+        self.now = Now()
 
     async def readiness(self) -> Readiness:
         if self.hangs:
@@ -41,8 +44,8 @@ class One:
     async def metrics(self) -> bytes:
         return b""
 
-    async def live(self) -> dict[str, Any]:
-        return Live(clock=lambda: 1e9).snapshot()
+    async def live(self, after: Mapping[str, int] | None = None) -> dict[str, Any]:
+        return self.kept.snapshot(after, self.now)
 
     async def drain(self, *, soft: bool = False) -> None:
         self.drains.append(soft)
@@ -134,30 +137,35 @@ def test_workers_with_another_table_are_named(folder: Path) -> None:
 def test_without_a_worker_there_is_no_table_and_nothing_live(folder: Path) -> None:
     async def action(workers: Workers, _: Supervisor) -> None:
         assert "error" in await workers.config()
-        assert (await workers.live())["processes"] == 0
+        seen = await workers.live()
+        assert (seen["processes"], seen["exchanges"], seen["cursor"]) == (0, [], {})
 
     play(folder, [], action)
 
 
-def test_the_snapshots_of_all_are_shown_as_one(folder: Path) -> None:
-    async def action(workers: Workers, _: Supervisor) -> None:
-        assert (await workers.live())["processes"] == 2
+def test_what_happened_at_each_is_shown_as_one(folder: Path) -> None:
+    ones = [One(), One()]
+    for number, one in enumerate(ones):
+        one.kept.record(Exchange(str(number), "h", "POST", "/", None, started=0.0, provider="p"))
+        state: Literal["healthy", "ejected"] = "ejected" if number else "healthy"
+        one.now = Now(1, number, (TargetNow("r", "all", "p", state=state),))
 
-    play(folder, [One(), One()], action)
+    async def action(workers: Workers, supervisor: Supervisor) -> None:
+        seen = await workers.live()
+        assert (seen["processes"], seen["processes_wanted"]) == (2, 2)
+        assert seen["totals"]["requests"] == 2
+        assert (seen["requests_open"], seen["streams_open"]) == (2, 1)
+        assert [target["state"] for target in seen["targets"]] == ["ejected"]
+        assert {one["request_id"] for one in seen["exchanges"]} == {"0", "1"}
+        ones[1].kept.record(Exchange("new", "h", "POST", "/", None, started=0.0))
+        later = await workers.live(seen["cursor"])
+        assert [one["request_id"] for one in later["exchanges"]] == ["new"]
+        assert later["totals"]["requests"] == 3
+        supervisor.workers[0].trouble = "is starting"
+        left = await workers.live(later["cursor"])
+        assert (left["processes"], left["processes_wanted"]) == (1, 2)
 
-
-def test_a_worker_that_answers_with_an_error_is_left_out(folder: Path) -> None:
-    failing = One()
-
-    async def fail() -> dict[str, Any]:
-        raise KeyError
-
-    failing.live = fail  # type: ignore[method-assign]
-
-    async def action(workers: Workers, _: Supervisor) -> None:
-        assert (await workers.live())["processes"] == 1
-
-    play(folder, [One(), failing], action)
+    play(folder, ones, action)
 
 
 def test_a_soft_drain_reaches_all_and_a_hard_one_ends_them(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The page's numbers: counted as the access log has them, bounded, and merged over processes."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,13 @@ from pointsman.telemetry.live import (
     SLOT_SECONDS,
     SLOTS,
     Live,
+    Now,
+    TargetNow,
     bucket,
     merge,
     quantile,
+    read_cursor,
+    show_cursor,
 )
 
 
@@ -146,6 +151,8 @@ def test_snapshots_of_several_processes_are_as_of_one() -> None:
         (one, two)[number % 3 == 0].record(made)
         all_of_it.record(made)
     merged, wanted = merge([one.snapshot(), two.snapshot()]), all_of_it.snapshot()
+    assert sorted(merged.pop("cursor").values()) == [10, 20]
+    assert list(wanted.pop("cursor").values()) == [30]
     assert merged.pop("processes") == 2
     assert wanted.pop("processes") == 1
     for name in ("rules", "models"):
@@ -154,9 +161,69 @@ def test_snapshots_of_several_processes_are_as_of_one() -> None:
     assert merged == wanted
 
 
+def test_a_target_is_in_the_worst_of_its_states() -> None:
+    now = [
+        Now(2, 1, (TargetNow("front", "split", "east", state=state), TargetNow("a", "b", "c")))
+        for state in ("healthy", "ejected", "probing")
+    ]
+    merged = merge([Live().snapshot(None, each) for each in now])
+    states = {target["provider"]: target["state"] for target in merged["targets"]}
+    assert states == {"east": "ejected", "c": "healthy"}
+    assert (merged["requests_open"], merged["streams_open"]) == (6, 3)
+
+
+def test_a_cursor_leaves_out_what_was_seen() -> None:
+    live = Live()
+    for number in range(3):
+        live.record(exchange(str(number)))
+    cursor = live.snapshot()["cursor"]
+    assert live.snapshot(cursor)["exchanges"] == []
+    live.record(exchange("new"))
+    assert [e["request_id"] for e in live.snapshot(cursor)["exchanges"]] == ["new"]
+    assert live.snapshot(cursor)["totals"]["requests"] == 4
+    assert len(live.snapshot({"another": 3})["exchanges"]) == 4
+    assert len(live.snapshot(dict.fromkeys(cursor, 10))["exchanges"]) == 4
+    assert len(live.snapshot(dict.fromkeys(cursor, -1))["exchanges"]) == 4
+    for number in range(LAST_EXCHANGES + 50):
+        live.record(exchange(str(number)))
+    assert len(live.snapshot(cursor)["exchanges"]) == LAST_EXCHANGES
+
+
+def test_a_cursor_survives_a_query() -> None:
+    cursor = {"a1": 3, "b:2": 0}
+    assert read_cursor(show_cursor(cursor)) == cursor
+    assert read_cursor("") == {}
+    for text in ("a", "a:", "a:b", "a:1;b:2x"):
+        with pytest.raises(ValueError, match="invalid literal"):
+            read_cursor(text)
+
+
+def test_the_split_starts_anew_where_a_rule_has_other_targets() -> None:
+    live = Live()
+    split = (TargetNow("front", "split", "east", 1), TargetNow("front", "split", "west", 1))
+    other = TargetNow("other", "all", "east")
+    live.rules_live([*split, other])
+    live.record(exchange())
+    live.record(exchange(route="other", rule="all"))
+    live.record(exchange(route="front", rule=None, provider=None, status=404))
+    live.rules_live([*split, replace(other, state="ejected"), TargetNow("new", "all", "east")])
+    assert len(live.snapshot()["rules"]) == 3
+    live.rules_live([replace(split[0], weight=3), split[1], other])
+    rules = {(r["route"], r["rule"]) for r in live.snapshot()["rules"]}
+    assert rules == {("other", "all"), ("front", "")}
+    assert live.snapshot()["totals"]["requests"] == 3
+
+
+def test_what_has_no_route_is_counted_by_its_providers_host() -> None:
+    live = Live()
+    live.record(exchange(route=None, rule="default", provider_host="api.openai.com"))
+    assert [r["route"] for r in live.snapshot()["rules"]] == ["api.openai.com"]
+
+
 def test_of_no_process_there_is_an_empty_snapshot() -> None:
     assert merge([])["exchanges"] == []
     assert merge([])["processes"] == 0
+    assert merge([])["cursor"] == {}
 
 
 @given(st.floats(min_value=0.001, max_value=1e9))

@@ -1,8 +1,10 @@
 """Metrics: what is counted of an exchange, under which labels, and how many there can be."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pointsman
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.chunks import SECOND_BUCKETS, ChunkTimes
 from pointsman.telemetry.exchange import Attempt, Exchange
+from pointsman.telemetry.families import Families
 from pointsman.telemetry.metrics import Metrics, _observe_all, render
 from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
 from pointsman.telemetry.sinks import Sinks
@@ -346,6 +349,17 @@ class TestBounds:
         assert scope.labels("pointsman_attempts_total", "provider") == {}
         assert not [key for key in scope.found() if key[0].startswith("gen_ai_")]
 
+    def test_series_of_rules_that_stay_go_on(self, scope: Scope) -> None:
+        nothing = dict.fromkeys(("rule", "provider", "provider_host"))
+        kinds = (exchange(), exchange(**nothing), exchange(**nothing, route=None))
+        for reload in range(1, 4):
+            scope.record(*kinds)
+            scope.metrics.rules_live(RULES)
+            assert scope.labels("pointsman_requests_total", "route") == {
+                "shop": 2 * reload,
+                "-": reload,
+            }
+
     def test_what_is_under_way_at_a_reload_counts_for_its_provider(self, scope: Scope) -> None:
         scope.metrics.rules_live(replace(RULES, providers={"llm.test": "local"}))
         scope.record(exchange())
@@ -450,3 +464,19 @@ def test_a_sink_that_fails_costs_no_request() -> None:
     sinks.emit(broken)
     sinks.emit(exchange())
     assert scope.value("pointsman_overhead_seconds_count") == 1
+
+
+def test_the_documentation_lists_what_there_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    told = {row[0].strip("| `"): (row[1], re.findall(r"`(\w+)`", row[2])) for row in rows}
+    there = {}
+    for family in Families():
+        (metric,) = family.metric.describe()
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        there[name] = (metric.type, list(family.labels))
+    assert told == there

@@ -4,11 +4,13 @@ It is for the people and programs of this machine. What it keeps to:
 - GET changes nothing; what changes something is a POST that no other site's page can send.
 - A browser that was led here by a name of its attacker's (DNS rebinding) is refused: the Host must
   be an address, `localhost` or the name that the server was given.
+- The page shows what clients sent. Nothing but its own files can run in it (`assets`).
 - No client can hold more than a bounded share: bodies, heads, idle time and connections have a
   limit. The newest connection takes the place of the oldest: a probe gets through when someone else
   holds all of them.
 """
 
+import asyncio
 import errno
 import json
 import logging
@@ -21,14 +23,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from traceback import extract_tb
 from types import TracebackType
-from typing import Any, override
+from typing import Any, cast, override
 from urllib.parse import urlsplit
 
+import msgspec
 from tornado import iostream, web
+from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
+from pointsman.admin.assets import PAGE_POLICY, Asset, assets
+from pointsman.admin.feed import Feed, Viewer
 from pointsman.admin.source import Source
+from pointsman.telemetry.live import read_cursor
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +68,19 @@ class Server:
         health_only: whether it tells of health and metrics alone.
     """
 
-    def __init__(self, server: HTTPServer, bound: "_Bound", *, health_only: bool) -> None:
+    def __init__(
+        self, server: HTTPServer, bound: "_Bound", feed: Feed, *, health_only: bool
+    ) -> None:
         self.address = bound.address
         self.health_only = health_only
+        self._feed = feed
         self._server = server
         self._bound = bound
 
     def stop(self) -> None:
         """Stop listening; a second call changes nothing."""
         self._server.stop()
+        self._feed.stop()
         self._bound.remove_file()
 
     async def close(self) -> None:
@@ -93,8 +104,9 @@ def serve(source: Source, address: str, *, health_only: bool = False) -> Server:
         OSError: nothing can listen there; `strerror` tells why and how to mend it.
     """
     bound = _bind(address)
+    feed = Feed(source)
     application = web.Application(
-        _routes(source, health_only=health_only),
+        _routes(source, feed, health_only=health_only),
         default_handler_class=_NotFound,
         default_handler_args={"source": source},
         log_function=lambda _: None,
@@ -110,7 +122,7 @@ def serve(source: Source, address: str, *, health_only: bool = False) -> Server:
         body_timeout=_BODY_SECONDS,
     )
     server.add_sockets([bound.socket])
-    return Server(server, bound, health_only=health_only)
+    return Server(server, bound, feed, health_only=health_only)
 
 
 # --- where it listens -----------------------------------------------------------------------------
@@ -233,7 +245,9 @@ class _BoundedServer(HTTPServer):
 # --- what it answers ------------------------------------------------------------------------------
 
 
-def _routes(source: Source, *, health_only: bool) -> Sequence[tuple[str, type["Handler"], Any]]:
+def _routes(
+    source: Source, feed: Feed, *, health_only: bool
+) -> Sequence[tuple[str, type["Handler"], Any]]:
     given = {"source": source}
     health = [
         (r"/healthz", _Health, given),
@@ -247,7 +261,8 @@ def _routes(source: Source, *, health_only: bool) -> Sequence[tuple[str, type["H
         (r"/config", _Config, given),
         (r"/drain", _Drain, given),
         (r"/api/live", _Live, given),
-        # The page (`/`) and its events come here, as handlers of a module of their own.
+        (r"/api/events", _Events, {**given, "feed": feed}),
+        *((re.escape(path), _Asset, {**given, "asset": asset}) for path, asset in assets().items()),
     ]
 
 
@@ -296,7 +311,8 @@ class Handler(web.RequestHandler):
     @override
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:  # noqa: PLR2004 (RFC 9110, 15.5.6)
-            methods = [name for name in ("GET", "POST") if name.lower() in vars(type(self))]
+            known = ("GET", "HEAD", "POST")
+            methods = [name for name in known if name.lower() in vars(type(self))]
             self.set_header("Allow", ", ".join(methods))
         self.write_json({"error": self._reason}, status_code)
 
@@ -375,8 +391,84 @@ class _Metrics(Handler):
 
 class _Live(Handler):
     async def get(self) -> None:
-        """What the page shows."""
-        self.write_json(await self.source.live())
+        """What the page shows; `?after=` leaves out the exchanges of an earlier cursor."""
+        try:
+            after = read_cursor(self.get_query_argument("after", ""))
+        except ValueError:
+            raise web.HTTPError(400, reason="after is no cursor") from None
+        found = await self.source.live(after or None)
+        # Of hundreds of rows that the supervisor asks for each second.
+        self.set_header("Content-Type", "application/json")
+        self.finish(msgspec.json.encode(found))
+
+
+class _Events(Handler):
+    """The live part of the page, as server-sent events (`feed`)."""
+
+    @override
+    def initialize(self, source: Source, feed: Feed) -> None:  # type: ignore[override]
+        super().initialize(source)
+        self._feed = feed
+        self._viewer: Viewer | None = None
+
+    @override
+    def prepare(self) -> None:
+        super().prepare()
+        if not self._from_here():
+            # It could not read them, but would take the place of one who can.
+            raise web.HTTPError(403, reason="Requests of other sites are refused")
+
+    async def get(self) -> None:
+        """Send each event until one side ends it."""
+        self._viewer = viewer = self._feed.join(self._cut)
+        if viewer is None:
+            self.set_header("Retry-After", "10")
+            self.write_json({"error": "Too many viewers: close another page"}, 503)
+            return
+        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        try:
+            async for frame in viewer.frames():
+                self.write(frame)
+                await self.flush()
+        except iostream.StreamClosedError:
+            pass
+        except asyncio.CancelledError:
+            pass  # The process ends. Tornado would log what it takes for a fault.
+        finally:
+            self._feed.leave(viewer)
+
+    def _cut(self) -> None:
+        cast("HTTP1Connection", self.request.connection).stream.close()
+
+    @override
+    def on_connection_close(self) -> None:
+        if self._viewer is not None:
+            self._feed.leave(self._viewer)
+
+
+class _Asset(Handler):
+    """A file of the page."""
+
+    @override
+    def initialize(self, source: Source, asset: Asset) -> None:  # type: ignore[override]
+        super().initialize(source)
+        self._asset = asset
+
+    def get(self) -> None:
+        """The file, unless the browser has this very one."""
+        self.set_header("Content-Security-Policy", PAGE_POLICY)
+        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("Etag", self._asset.etag)
+        if self.check_etag_header():
+            self.set_status(304)
+            return
+        self.set_header("Content-Type", self._asset.type)
+        self.finish(self._asset.content)
+
+    def head(self) -> None:
+        """The same without the file."""
+        self.get()
 
 
 def _is_local(host: str, names: frozenset[str]) -> bool:

@@ -1,5 +1,6 @@
 """What the admin endpoint shows, and who tells it: one proxy, or the supervisor of several."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,8 +35,11 @@ class Source(Protocol):
     async def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format 0.0.4."""
 
-    async def live(self) -> dict[str, Any]:
-        """Return the snapshot that the page shows (`telemetry.live`)."""
+    async def live(self, after: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Return the snapshot that the page shows (`telemetry.live`).
+
+        With the `cursor` of an earlier one, only the exchanges that have ended since are in it.
+        """
 
     async def drain(self, *, soft: bool = False) -> None:
         """Begin to drain: accept nothing new, let what is under way end, then exit.

@@ -4,7 +4,18 @@ import os
 import sys
 
 # Each registers its commands.
-from pointsman.cli import ca, check, demo, drain, explain, replay, report, run  # noqa: F401
+from pointsman.cli import (  # noqa: F401
+    ca,
+    check,
+    crds,
+    demo,
+    drain,
+    explain,
+    inject,
+    replay,
+    report,
+    run,
+)
 from pointsman.cli.app import app
 
 __all__ = ["app", "main"]

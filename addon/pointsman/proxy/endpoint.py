@@ -3,10 +3,11 @@
 It never answers for what it can't know: whatever it shows is looked at when it is asked for.
 """
 
+import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import pointsman
 from pointsman.admin.server import Server, serve
 from pointsman.admin.shown import fingerprint, show_key, show_table
 from pointsman.admin.source import Readiness
-from pointsman.config.problems import Problem
 from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
+from pointsman.proxy.watching import Watching
 from pointsman.sidecar.handover import admin_port
 from pointsman.telemetry import metrics
+from pointsman.telemetry.live import Cursor
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +47,22 @@ _SHOWN = (
 
 
 class Endpoint:
-    """The listeners of one process, and their source (`admin.source.Source`)."""
+    """The listeners of one process, and their source (`admin.source.Source`).
 
-    def __init__(self, router: Router, drain: Drain) -> None:
+    `faults` tells why what is live may not be what the rules say.
+    """
+
+    def __init__(
+        self, router: Router, drain: Drain, faults: Callable[[], Sequence[str]] = lambda: ()
+    ) -> None:
         self._router = router
+        self._faults = faults
         self._drain = drain
+        self._watching = Watching(router)
         self._servers: list[Server] = []
         self._rules: str | None = None
         self._live_since: str | None = None
         self._refused_at: str | None = None
-        self._problems: tuple[str, ...] = ()
 
     # --- its life ---------------------------------------------------------------------------------
 
@@ -78,12 +86,15 @@ class Endpoint:
                 )
             return
         self._servers.append(server)
+        if not server.health_only:
+            self._watching.begin()
         logger.info("%s endpoint at %s", name.removeprefix("llm_"), server.address)
 
     def stop(self) -> None:
         """Listen no more."""
         for server in self._servers:
             server.stop()
+        self._watching.end()
 
     def refuse(self, address: tuple[str, int] | None) -> str | None:
         """Return why the proxy must not connect to an address: it is the admin endpoint's own.
@@ -110,11 +121,12 @@ class Endpoint:
     def rules_live(self, where: str) -> None:
         """Note that rules have gone live."""
         self._rules, self._live_since = where, _now()
-        self._refused_at, self._problems = None, ()
+        self._refused_at = None
+        self._watching.rules_live()
 
-    def rules_refused(self, problems: Iterable[Problem]) -> None:
-        """Note that a reload was refused, and why."""
-        self._refused_at, self._problems = _now(), tuple(map(str, problems))
+    def rules_refused(self) -> None:
+        """Note that rules were refused just now; `faults` tells why."""
+        self._refused_at = _now()
 
     # --- what it tells ----------------------------------------------------------------------------
 
@@ -130,7 +142,7 @@ class Endpoint:
             missing, others = self._router.keys.look(self._router.table)
             reasons += missing
             warnings += others
-        if self._refused_at:
+        if self._faults():
             warnings.append("the last change of the rules was refused: see /config")
         return Readiness(tuple(reasons), self._router.under_way, tuple(warnings))
 
@@ -145,15 +157,13 @@ class Endpoint:
 
     async def config(self) -> dict[str, Any]:
         """Return the live table and how it came about."""
-        table = self._router.table
+        table, faults = self._router.table, list(self._faults())
         return {
             "version": pointsman.__version__,
             "rules": self._rules,
             "liveSince": self._live_since,
             "fingerprint": fingerprint(table),
-            "refused": {"at": self._refused_at, "problems": list(self._problems)}
-            if self._refused_at
-            else None,
+            "refused": {"at": self._refused_at, "problems": faults} if faults else None,
             "options": _options(),
             "routes": show_table(table, self._now_of),
         }
@@ -165,11 +175,12 @@ class Endpoint:
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
-        return metrics.render()
+        return await asyncio.to_thread(metrics.render)
 
-    async def live(self) -> dict[str, Any]:
+    async def live(self, after: Cursor | None = None) -> dict[str, Any]:
         """Return the snapshot for the page."""
-        return {}
+        rules = f"{self._live_since}, refused {self._refused_at}"
+        return {**self._watching.snapshot(after), "config_versions": [rules]}
 
     async def drain(self, *, soft: bool = False) -> None:
         """Begin to drain."""

@@ -97,15 +97,15 @@ def read(router: Router) -> Reading:
             TargetReading(
                 route.name, rule.name, target.provider, share, router.health.state(target, now)
             )
-            for route, rule in _rules(router.table)
-            for target, share in _shares(rule)
+            for route, rule in rules_of(router.table)
+            for target, share in shares_of(rule)
         ),
     )
 
 
 def read_rules(table: RoutingTable) -> RulesReading:
     """Read what a table's rules name."""
-    rules = list(_rules(table))
+    rules = list(rules_of(table))
     targets = [target for _, rule in rules for target in _targets(rule)]
     return RulesReading(
         rules=frozenset((route.name, rule.name) for route, rule in rules),
@@ -114,7 +114,8 @@ def read_rules(table: RoutingTable) -> RulesReading:
     )
 
 
-def _rules(table: RoutingTable) -> Iterator[tuple[Route, Rule]]:
+def rules_of(table: RoutingTable) -> Iterator[tuple[Route, Rule]]:
+    """Yield each rule once, with its route."""
     # A route answers to several names.
     routes = {id(route): route for route in table.exact.values()}
     routes |= {id(route): route for _, route in table.wildcards}
@@ -123,7 +124,7 @@ def _rules(table: RoutingTable) -> Iterator[tuple[Route, Rule]]:
             yield route, rule
 
 
-def _shares(rule: Rule) -> Iterator[tuple[Target, float]]:
+def shares_of(rule: Rule) -> Iterator[tuple[Target, float]]:
     """Yield each target and the part of the requests that it gets while all are healthy."""
     first = min((target.priority for target in rule.targets), default=0)
     total = sum(target.weight for target in rule.targets if target.priority == first)

@@ -15,6 +15,7 @@ from functools import partial
 from mitmproxy import http
 from mitmproxy.net.http import url
 
+from pointsman.config.backends import Address, Endpoints
 from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
 from pointsman.errors import (
@@ -115,6 +116,7 @@ class RoutedRequest:
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
         self._mirrored = False
+        self._occupied: tuple[Endpoints, Address] | None = None
         self._encoding = ""
         self._last_answer: http.Response | None = None
         self._body: Body | None = None
@@ -297,6 +299,7 @@ class RoutedRequest:
             outgoing = rewrite(target, request, inject_usage=inject)
             exchange.provider, exchange.provider_host = target.provider, target.host
             self._router.health.begin(target, time.monotonic())
+        self._occupy(target)
         exchange.request_model = name_of(outgoing.model)
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
@@ -312,9 +315,11 @@ class RoutedRequest:
             started=time.perf_counter(),
         )
         exchange.attempts.append(attempt)
+        self._occupy(target)
         self.call = Call(target, self._traced(outgoing, attempt), attempt)
-        self._showing.rewritten(request, outgoing)
-        self._show()
+        if self._showing.full:
+            self._showing.rewritten(request, outgoing)
+            self._show()
         return self.call
 
     def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
@@ -329,6 +334,16 @@ class RoutedRequest:
         sent = {name.encode(): value.encode() for name, value in fields.items()}
         headers = tuple((name, sent.get(name.lower(), value)) for name, value in outgoing.headers)
         return replace(outgoing, headers=headers)
+
+    def _occupy(self, target: Target | None) -> None:
+        """Count the request at the endpoint that it goes to now, and no longer at the last one."""
+        if self._occupied is not None:
+            endpoints, address = self._occupied
+            endpoints.end(address)
+            self._occupied = None
+        if target is not None and target.endpoints is not None and target.address is not None:
+            target.endpoints.begin(target.address)
+            self._occupied = (target.endpoints, target.address)
 
     def mirror(self) -> None:
         """Send a copy if the rule says so: once, after the client's own request was sent."""
@@ -677,6 +692,7 @@ class RoutedRequest:
         elif self.decision is not None and not self.decision.observe:
             # Answered without a call: the probe that it may have been is free again.
             self._router.health.abandoned(self.decision.target, time.monotonic())
+        self._occupy(None)
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
             self._keep,

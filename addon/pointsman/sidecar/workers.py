@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, override
+from urllib.parse import urlencode
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,7 +18,7 @@ from pointsman.admin.source import Readiness
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, Worker
 from pointsman.telemetry import exposition
-from pointsman.telemetry.live import merge
+from pointsman.telemetry.live import Cursor, merge, show_cursor
 
 type Json = dict[str, Any]
 
@@ -87,10 +88,13 @@ class Workers:
         page = await asyncio.to_thread(exposition.render)
         return page + generate_latest(self._registry)
 
-    async def live(self) -> Json:
-        """Return the snapshots of all workers as one."""
-        answers = _by_worker(self._supervisor.workers, await self._ask_all("/api/live"))
-        return merge([answer for answer in answers.values() if "slots" in answer])
+    async def live(self, after: Cursor | None = None) -> Json:
+        """Return the snapshots of all workers as one; those of workers that are silent are not."""
+        query = urlencode({"after": show_cursor(after)}) if after else ""
+        found = await self._ask_all(f"/api/live?{query}")
+        answers = _by_worker(self._supervisor.workers, found).values()
+        snapshots = [answer for answer in answers if "cursor" in answer]
+        return {**merge(snapshots), "processes_wanted": len(found)}
 
     async def drain(self, *, soft: bool = False) -> None:
         """Let all of them drain; they end when they have, and the supervisor after them."""

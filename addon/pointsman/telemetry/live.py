@@ -6,12 +6,14 @@ Everything is bounded: what a client can choose is cut, and past a limit counted
 """
 
 import math
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 from pointsman.telemetry.exchange import Exchange, access_log_entry, milliseconds
 
@@ -52,23 +54,68 @@ class _Slot:
 
 
 type _Sums = dict[str, float]
+# How many exchanges of each process someone has seen, by the name of its `Live`.
+type Cursor = Mapping[str, int]
+
+# What names a row of each list.
+ROWS: Mapping[str, tuple[str, ...]] = {
+    "slots": ("start",),
+    "rules": ("route", "rule", "provider"),
+    "models": ("provider", "model"),
+    "targets": ("route", "rule", "provider"),
+}
+# From the best to the worst.
+_STATES = ("healthy", "probing", "ejected")
+
+
+@dataclass(frozen=True, slots=True)
+class TargetNow:
+    """A target of a rule, as it is now.
+
+    `route` is the route's name, or the host of a provider that answers without one. `share` is the
+    part of the rule's requests that the weight gives it while all targets are healthy, 0 to 1.
+    """
+
+    route: str
+    rule: str
+    provider: str
+    weight: int = 1
+    priority: int = 0
+    share: float = 1.0
+    state: Literal["healthy", "probing", "ejected"] = "healthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What no exchange tells: what is open, and how the targets are."""
+
+    requests: int = 0
+    streams: int = 0
+    targets: tuple[TargetNow, ...] = ()
+
+
+_NOTHING = Now()
 
 
 class Live:
     """Collects exchanges. `clock` gives seconds since 1970."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._name = secrets.token_hex(4)
         self._clock = clock
         self._since = clock()
+        self._recorded = 0
         self._slots: deque[_Slot] = deque(maxlen=SLOTS)
         self._exchanges: deque[tuple[float, Exchange]] = deque(maxlen=LAST_EXCHANGES)
         self._rules: dict[tuple[str, str, str], _Sums] = {}
+        self._shares: dict[tuple[str, str], set[tuple[str, int, int]]] = {}
         self._models: dict[tuple[str, str], _Sums] = {}
         self._totals: _Sums = {}
 
     def record(self, exchange: Exchange) -> None:
         """Take in an exchange that has ended. It must not change any more."""
         now = self._clock()
+        self._recorded += 1
         self._exchanges.append((now, exchange))
         counted = _counted(exchange)
         _add(self._totals, counted)
@@ -77,7 +124,9 @@ class Live:
         _add(_sums_of(self._models, models, _MAX_MODELS), counted)
         if exchange.mirror:
             return
-        rule = (exchange.route or exchange.host, exchange.rule or "", provider)
+        # What has no route is named by its provider's host, as the targets are.
+        route = exchange.route or exchange.provider_host or exchange.host
+        rule = (_cut(route), exchange.rule or "", provider)
         _add(_sums_of(self._rules, rule, _MAX_NAMES), counted)
         slot = self._slot(now)
         slot.providers[provider] = slot.providers.get(provider, 0) + 1
@@ -92,20 +141,43 @@ class Live:
             self._slots.append(_Slot(start))
         return self._slots[-1]
 
-    def snapshot(self) -> dict[str, Any]:
+    def rules_live(self, targets: Iterable[TargetNow]) -> None:
+        """Begin anew to count what goes where under rules whose targets have changed.
+
+        Without it the actual split would be that of the old shares, beside the new ones.
+        """
+        shares: dict[tuple[str, str], set[tuple[str, int, int]]] = {}
+        for target in targets:
+            share = (target.provider, target.weight, target.priority)
+            shares.setdefault((target.route, target.rule), set()).add(share)
+        known, self._shares = self._shares, shares
+        self._rules = {
+            key: sums
+            for key, sums in self._rules.items()
+            if known.get(key[:2]) == shares.get(key[:2])
+        }
+
+    def snapshot(self, after: Cursor | None = None, look: Now = _NOTHING) -> dict[str, Any]:
         """Return the state as plain data.
 
-        `exchanges` come newest first: the fields of the access log, `timestamp`, and `decision`
-        (see `DecisionRecord`; None where decisions are not kept). `slots` come oldest first; slots
-        without any request are left out. The keys of durations are bucket numbers, as strings.
+        `exchanges` come newest first, those that ended after the `cursor` of an earlier snapshot:
+        the fields of the access log, `timestamp`, and `decision` (see `DecisionRecord`; None where
+        decisions are not kept). `slots` come oldest first; slots without any request are left out.
+        The keys of durations are bucket numbers, as strings.
         """
-        oldest = self._clock() - SLOTS * SLOT_SECONDS
+        now = self._clock()
+        oldest = now - SLOTS * SLOT_SECONDS
         return {
-            "time": self._clock(),
+            "time": now,
             "since": self._since,
             "processes": 1,
+            "cursor": {self._name: self._recorded},
+            "requests_open": look.requests,
+            "streams_open": look.streams,
+            "targets": [asdict(target) for target in look.targets],
+            "config_versions": [],
             "slot_seconds": SLOT_SECONDS,
-            "slots": [asdict(slot) for slot in self._slots if slot.start > oldest],
+            "slots": [_plain(slot) for slot in self._slots if slot.start > oldest],
             "rules": [
                 {"route": route, "rule": rule, "provider": provider, **sums}
                 for (route, rule, provider), sums in self._rules.items()
@@ -115,14 +187,43 @@ class Live:
                 for (provider, model), sums in self._models.items()
             ],
             "totals": dict(self._totals),
-            "exchanges": [_shown(ended, one) for ended, one in reversed(self._exchanges)],
+            "exchanges": [_shown(ended, one) for ended, one in self._newest(after or {})],
         }
+
+    def _newest(self, after: Cursor) -> Iterator[tuple[float, Exchange]]:
+        new = self._recorded - after.get(self._name, 0)
+        # A number that this one never gave asks for all.
+        return islice(reversed(self._exchanges), new if new >= 0 else None)
+
+
+def _plain(slot: _Slot) -> dict[str, Any]:
+    return {
+        "start": slot.start,
+        "providers": dict(slot.providers),
+        "time_to_first_token": dict(slot.time_to_first_token),
+        "overhead": dict(slot.overhead),
+    }
+
+
+def show_cursor(cursor: Cursor) -> str:
+    """Return a cursor as text, for a query."""
+    return ",".join(f"{name}:{seen}" for name, seen in cursor.items())
+
+
+def read_cursor(text: str) -> Cursor:
+    """Return the cursor of a text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    pairs = (pair.rpartition(":") for pair in text.split(",") if pair)
+    return {name: int(seen) for name, _, seen in pairs}
 
 
 def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the snapshot of all; that of nothing if there are none."""
     if not snapshots:
-        return Live().snapshot() | {"processes": 0}
+        return {**Live().snapshot(), "processes": 0, "cursor": {}}
     slots: dict[int, dict[str, Any]] = {}
     for slot in (slot for snapshot in snapshots for slot in snapshot["slots"]):
         into = slots.setdefault(slot["start"], {"start": slot["start"]})
@@ -140,18 +241,34 @@ def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "time": max(snapshot["time"] for snapshot in snapshots),
         "since": min(snapshot["since"] for snapshot in snapshots),
         "processes": sum(snapshot["processes"] for snapshot in snapshots),
+        "cursor": {name: seen for one in snapshots for name, seen in one["cursor"].items()},
+        "requests_open": sum(snapshot["requests_open"] for snapshot in snapshots),
+        "streams_open": sum(snapshot["streams_open"] for snapshot in snapshots),
+        "targets": _worst(snapshots),
+        # Who has others of these than before asks for /config again.
+        "config_versions": sorted({v for one in snapshots for v in one["config_versions"]}),
         "slot_seconds": SLOT_SECONDS,
         "slots": [slots[start] for start in sorted(slots)][-SLOTS:],
-        "rules": _merged(snapshots, "rules", ("route", "rule", "provider")),
-        "models": _merged(snapshots, "models", ("provider", "model")),
+        "rules": _merged(snapshots, "rules"),
+        "models": _merged(snapshots, "models"),
         "totals": totals,
         "exchanges": exchanges[:LAST_EXCHANGES],
     }
 
 
-def _merged(
-    snapshots: Iterable[dict[str, Any]], what: str, names: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def _worst(snapshots: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each target in the worst of its states: each process has its own view of it."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for target in (target for snapshot in snapshots for target in snapshot["targets"]):
+        key = tuple(target[name] for name in ROWS["targets"])
+        known = found.setdefault(key, target)
+        if _STATES.index(target["state"]) > _STATES.index(known["state"]):
+            found[key] = target
+    return list(found.values())
+
+
+def _merged(snapshots: Iterable[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    names = ROWS[what]
     found: dict[tuple[str, ...], _Sums] = {}
     for row in (row for snapshot in snapshots for row in snapshot[what]):
         key = tuple(row[name] for name in names)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from threading import Lock
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -50,7 +51,6 @@ from pointsman.telemetry.reading import Reading, RulesReading
 __all__ = ["CONTENT_TYPE", "REGISTRY", "Metrics", "render", "worker_gone"]
 
 _MOST_MODELS = 100  # that no rule names; asked for and answered with, each
-
 _MOST_CACHED = 2000  # exchanges whose labels are kept at hand
 _MOST_TARGETS = 1000
 
@@ -156,6 +156,7 @@ class Metrics(Collector):
         self._providers: frozenset[str] = frozenset()
         self._series: dict[Hashable, _Series] = {}
         self._attempts: dict[Hashable, Counter] = {}
+        self._changing = Lock()  # the text may be made in another thread than records come from
         self._families.build(*_build()).set(1)
         registry.register(self)
 
@@ -176,8 +177,9 @@ class Metrics(Collector):
         self._answered.know(rules.models)
         self._series.clear()
         self._attempts.clear()
-        if not shared():
-            self._prune()
+        with self._changing:
+            if not shared():
+                self._prune()
         families = self._families
         families.loads("loaded").inc()
         families.load_good().set(1)
@@ -190,7 +192,8 @@ class Metrics(Collector):
         self._families.load_good().set(0)
 
     def _prune(self) -> None:
-        rules = {(clean(route), clean(rule)) for route, rule in self._rules.rules} | {(NONE, NONE)}
+        rules = {(clean(route), clean(rule)) for route, rule in self._rules.rules}
+        rules |= {(route, NONE) for route, _ in rules} | {(NONE, NONE)}  # where no rule matches
         providers = {clean(name) for name in self._rules.providers.values()} | {NONE, OTHER}
         hosts = {clean(host) for host in self._rules.providers} | {NONE, OTHER}
 
@@ -200,10 +203,8 @@ class Metrics(Collector):
             host = labels.get("server_address", NONE)
             return rule in rules and provider in providers and host in hosts
 
-        families = self._families
-        for family in families:
-            if family not in (families.share, families.state):
-                family.prune(keep)
+        for family in self._families:
+            family.prune(keep)
 
     # --- exchanges --------------------------------------------------------------------------------
 
@@ -313,7 +314,12 @@ class Metrics(Collector):
 
     def refresh(self) -> None:
         """Read what no exchange tells. Where values go to files, call it now and then."""
-        reading, families = self._read(), self._families
+        reading = self._read()
+        with self._changing:
+            self._take(reading)
+
+    def _take(self, reading: Reading) -> None:
+        families = self._families
         families.open().set(reading.requests)
         families.streams().set(reading.streams)
         shares: dict[Labels, float] = {}

@@ -1,0 +1,64 @@
+// Numbers and times as people read them. Unknown is "–", never 0.
+
+const UNKNOWN = "–";
+const plain = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+const day = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "medium" });
+const LARGE = 1_000_000;
+
+const unknown = (value) => value === null || value === undefined;
+
+/** 12345 → "12,345"; from a million on "1.23M". */
+export function count(value) {
+  if (unknown(value)) return UNKNOWN;
+  return value >= LARGE ? short.format(value) : plain.format(value);
+}
+
+/** The whole number, for a tooltip. */
+export const exact = (value) => (unknown(value) ? UNKNOWN : plain.format(value));
+
+/** US dollars; small sums with more places. */
+export function money(value) {
+  if (unknown(value)) return UNKNOWN;
+  const places = value >= 100 ? 2 : value >= 1 || value === 0 ? 4 : 6;
+  const amount = value.toLocaleString("en", {
+    minimumFractionDigits: places, maximumFractionDigits: places,
+  });
+  return `$${amount}`;
+}
+
+/** 0.5234 → "52.3 %". */
+export function percent(share) {
+  if (unknown(share) || Number.isNaN(share)) return UNKNOWN;
+  const value = share * 100;
+  return `${Number.isInteger(value) ? value : value.toFixed(1)} %`;
+}
+
+/** Milliseconds → "0.31 ms", "812 ms", "4.2 s", "3 min 5 s". */
+export function duration(ms) {
+  if (unknown(ms)) return UNKNOWN;
+  if (ms < 10) return `${ms.toFixed(2)} ms`;
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s`;
+  return `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1000)} s`;
+}
+
+/** Bytes → "812 B", "4.1 kB". */
+export function bytes(value) {
+  if (unknown(value)) return UNKNOWN;
+  if (value < 1000) return `${value} B`;
+  return value < 1_000_000 ? `${(value / 1000).toFixed(1)} kB` : `${(value / 1e6).toFixed(1)} MB`;
+}
+
+/** Seconds since 1970, and the time now → "12 s ago". */
+export function ago(then, now) {
+  const seconds = Math.max(0, Math.round(now - then));
+  if (seconds < 1) return "now";
+  if (seconds < 60) return `${seconds} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86_400)} d ago`;
+}
+
+/** Seconds since 1970 → a date and time here. */
+export const moment = (seconds) => day.format(new Date(seconds * 1000));

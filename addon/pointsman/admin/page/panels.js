@@ -1,0 +1,275 @@
+// What stands above the list: the state of the proxy, totals, rules, providers and models.
+
+import { h, show } from "./dom.js";
+import { ago, count, duration, exact, moment, money, percent } from "./format.js";
+import { quantile, together } from "./state.js";
+import { palette } from "./charts.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** A state that is told by its shape and its word, not by its colour alone. */
+const SIGNS = { healthy: "●", probing: "◐", ejected: "✕" };
+const MEANINGS = {
+  healthy: "its attempts go well",
+  probing: "it was ejected; one attempt is trying it now",
+  ejected: "it failed and is left out for a while",
+};
+
+export function health(state) {
+  return h("span", { class: "health", "data-state": state, title: `${state}: ${MEANINGS[state]}` },
+    h("span", { "aria-hidden": "true" }, SIGNS[state]), ` ${state}`);
+}
+
+// --- the state of the proxy -----------------------------------------------------------------------
+
+const CONNECTION = {
+  connecting: "Connecting…",
+  live: "Live",
+  lost: "Disconnected: what you see is old. Trying again…",
+};
+
+export function showConnection(how) {
+  const chip = byId("connection");
+  if (chip.dataset.state === how) return;
+  chip.dataset.state = how;
+  chip.textContent = CONNECTION[how];
+  document.body.classList.toggle("stale", how === "lost");
+}
+
+export function showProxy(live, config, now) {
+  const { ready, reasons } = live.readiness;
+  const draining = reasons.includes("draining");
+  const chip = byId("readiness");
+  const state = ready ? "ready" : draining ? "draining" : "unready";
+  chip.hidden = false;
+  chip.dataset.state = state;
+  const said = { ready: "Ready", draining: "Draining", unready: "Not ready" }[state];
+  if (chip.textContent !== said) chip.textContent = said;
+
+  const wanted = live.processes_wanted ?? live.processes;
+  const processes = wanted === live.processes ? String(wanted) : `${live.processes} of ${wanted}`;
+  show(byId("about"), [
+    h("span", { id: "processes" }, `${processes} ${wanted === 1 ? "process" : "processes"}`),
+    config?.liveSince && h("span", { title: moment(Date.parse(config.liveSince) / 1000) },
+      "rules ", h("code", {}, config.rules), ` live since ${ago(Date.parse(config.liveSince) / 1000, now)}`),
+    config?.version && h("span", {}, `version ${config.version}`),
+  ].filter(Boolean));
+  show(byId("since"), "Counted since ",
+    h("time", { title: moment(live.since) }, ago(live.since, now)),
+    ", when the oldest process started.");
+  showNotices(live.readiness, config);
+}
+
+function showNotices({ ready, reasons, warnings }, config) {
+  const notices = [];
+  const others = reasons.filter((reason) => reason !== "draining");
+  if (reasons.includes("draining")) {
+    notices.push(notice("warn", "Draining", "Requests under way end; then the process does."));
+  }
+  if (others.length && !ready) notices.push(notice("bad", "Not ready", list(others)));
+  if (config?.refused) {
+    notices.push(notice("bad", "A change of the rules was refused",
+      `The rules before it are live. Refused ${moment(Date.parse(config.refused.at) / 1000)}:`,
+      list(config.refused.problems)));
+  }
+  if (config?.differingWorkers) {
+    notices.push(notice("warn", "Processes differ",
+      `Other rules are live in worker ${config.differingWorkers.join(", ")}.`));
+  }
+  const rest = warnings.filter((warning) => !(config?.refused && warning.includes("/config")));
+  if (rest.length) notices.push(notice("warn", "Warnings", list(rest)));
+  show(byId("notices"), notices);
+}
+
+const notice = (kind, title, ...told) => h("div", { class: "notice", "data-kind": kind },
+  h("h2", {}, title), ...told.map((one) => (typeof one === "string" ? h("p", {}, one) : one)));
+const list = (texts) => h("ul", {}, texts.map((text) => h("li", {}, text)));
+
+// --- totals ---------------------------------------------------------------------------------------
+
+export function showTotals(live) {
+  const sum = live.totals;
+  const requests = sum.requests ?? 0;
+  const slots = [...live.slots.values()];
+  const times = (name) => {
+    const buckets = together(slots, name);
+    return [quantile(buckets, 0.5), quantile(buckets, 0.95)];
+  };
+  const [first50, first95] = times("time_to_first_token");
+  const [over50, over95] = times("overhead");
+  const errors = sum.errors ?? 0;
+  const unpriced = sum.without_price ?? 0;
+  show(byId("totals"),
+    tile("Requests", number("requests", requests), [
+      number("errors", errors), errors === 1 ? " error" : " errors",
+      requests ? ` · ${percent(errors / requests)}` : "",
+      sum.mirrored ? ` · ${exact(sum.mirrored)} mirrored` : "",
+    ], errors ? "bad" : null),
+    tile("Tokens", number("tokens", (sum.prompt_tokens ?? 0) + (sum.completion_tokens ?? 0)), [
+      number("prompt_tokens", sum.prompt_tokens ?? 0), " in · ",
+      number("completion_tokens", sum.completion_tokens ?? 0), " out",
+    ]),
+    tile("Cost", h("span", { "data-total": "cost_usd", title: `$${sum.cost_usd ?? 0}` },
+      money(sum.cost_usd ?? 0)),
+    unpriced ? `list price · ${exact(unpriced)} without one` : "list price"),
+    tile("Under way", number("requests_open", live.requests_open), [
+      number("streams_open", live.streams_open),
+      live.streams_open === 1 ? " stream open" : " streams open",
+    ]),
+    tile("Time to first token", duration(first50), `p95 ${duration(first95)} · last 5 min`),
+    tile("Overhead", duration(over50), `p95 ${duration(over95)} · last 5 min`));
+}
+
+const number = (name, value) => h("span", { "data-total": name, title: exact(value) }, count(value));
+const tile = (title, value, below, kind = null) => h("div", { class: "card tile" },
+  h("h2", {}, title), h("p", { class: "value" }, value),
+  h("p", { class: "below", "data-kind": kind }, ...[below].flat()));
+
+// --- rules: configured against actual -------------------------------------------------------------
+
+const ruleKey = (route, rule) => JSON.stringify([route, rule]);
+
+export function showRules(live, config) {
+  const told = new Map();
+  for (const route of config?.routes ?? []) {
+    for (const rule of route.rules ?? []) {
+      told.set(ruleKey(route.route ?? route.host, rule.name), { route, rule });
+    }
+  }
+  const rules = new Map();
+  const of = (row) => {
+    const key = ruleKey(row.route, row.rule);
+    if (!rules.has(key)) {
+      const known = told.get(key);
+      rules.set(key, { ...row, known, named: !known || Boolean(known.route.route), targets: [], counts: new Map() });
+    }
+    return rules.get(key);
+  };
+  for (const target of live.targets.values()) of(target).targets.push(target);
+  for (const row of live.rules.values()) of(row).counts.set(row.provider, row);
+
+  // What a route refused stands with its rules.
+  const all = [...Map.groupBy(rules.values(), (rule) => rule.route).values()].flat();
+  const shown = all.filter((rule) => rule.named || rule.counts.size
+    || rule.targets.some((target) => target.state !== "healthy"));
+  const quiet = all.filter((rule) => !shown.includes(rule));
+  // Routes before hosts that are only accounted for; the rest stays as the table has it.
+  const routes = new Set(all.filter((rule) => rule.known?.route.route).map((rule) => rule.route));
+  shown.sort((a, b) => Number(routes.has(b.route)) - Number(routes.has(a.route)));
+  const blocks = [];
+  let before = null;
+  for (const rule of shown) {
+    if (rule.route !== before) blocks.push(routeTitle(rule));
+    before = rule.route;
+    blocks.push(ruleBlock(rule));
+  }
+  if (quiet.length) {
+    const hosts = [...new Set(quiet.map((rule) => rule.route))];
+    blocks.push(h("details", { class: "quiet" },
+      h("summary", {}, `${exact(hosts.length)} hosts without a route and without requests`),
+      h("p", {}, hosts.join(" · "))));
+  }
+  show(byId("rules"), blocks.length ? blocks : [h("p", { class: "dim" }, "No rules are live.")]);
+}
+
+function routeTitle(rule) {
+  const route = rule.known?.route;
+  const hosts = route ? [route.host, ...(route.also ?? [])] : [];
+  return h("h3", { class: "route", title: hosts.join(", ") || null }, rule.route,
+    route?.route && route.host !== route.route ? h("span", { class: "dim" }, ` ${route.host}`) : null);
+}
+
+function ruleBlock(rule) {
+  const total = [...rule.counts].reduce((sum, [provider, row]) => sum + (provider ? row.requests : 0), 0);
+  const rows = rule.targets.map((target) => targetRow(rule, target, total));
+  for (const [provider, row] of rule.counts) {
+    if (!provider) rows.push(h("li", { class: "other" }, `refused: ${exact(row.requests)}`));
+    else if (!rule.targets.some((target) => target.provider === provider)) {
+      rows.push(h("li", { class: "other" }, `${provider}: ${exact(row.requests)}`));
+    }
+  }
+  const matches = rule.known?.rule.matches?.join(" or ");
+  return h("div", { class: "rule", "data-route": rule.route, "data-rule": rule.rule },
+    h("p", { class: "name" },
+      rule.rule ? h("b", {}, rule.rule) : h("b", { class: "dim" }, "no rule"),
+      h("span", { class: "dim" }, rule.rule ? matches ?? "every request" : "refused before one matched"),
+      rule.known?.rule.observe ? h("span", { class: "badge" }, "observes") : null,
+      rule.known?.rule.mirror ? h("span", { class: "badge" },
+        `mirrors ${rule.known.rule.mirror.percent} % to ${rule.known.rule.mirror.target.provider}`) : null,
+      rule.targets.length ? h("span", { class: "sum num" }, exact(total)) : null),
+    h("ul", {}, rows));
+}
+
+function targetRow(rule, target, total) {
+  const row = rule.counts.get(target.provider);
+  const requests = row?.requests ?? 0;
+  const actual = total ? requests / total : null;
+  const known = rule.known?.rule.targets?.find((one) => one.provider === target.provider);
+  const model = known?.call?.model;
+  const standby = target.priority > 0 && target.share === 0;
+  return h("li", { class: "target", "data-provider": target.provider },
+    h("span", { class: "health", "data-state": target.state, role: "img",
+      "aria-label": target.state, title: `${target.state}: ${MEANINGS[target.state]}` }, SIGNS[target.state]),
+    h("span", { class: "to" }, target.provider, model ? h("span", { class: "dim" }, ` ${model}`) : null),
+    h("span", { class: "bullet", "aria-hidden": "true" },
+      h("span", { class: "actual", share: actual ?? 0, color: palette.of(target.provider) }),
+      h("span", { class: "configured", share: target.share })),
+    h("span", { class: "shares num" },
+      h("span", { class: "configured-share", title: standby
+        ? `Priority ${target.priority}: used when no target before it is left` : `Weight ${target.weight}` },
+      standby ? "standby" : percent(target.share)),
+      h("span", { class: "dim" }, " → "),
+      h("b", { class: "actual-share" }, percent(actual))),
+    h("span", { class: "requests num" }, exact(requests)));
+}
+
+// --- providers and models -------------------------------------------------------------------------
+
+const WORST = ["healthy", "probing", "ejected"];
+
+export function showModels(live) {
+  const states = new Map();
+  for (const { provider, state } of live.targets.values()) {
+    const known = states.get(provider) ?? "healthy";
+    states.set(provider, WORST.indexOf(state) > WORST.indexOf(known) ? state : known);
+  }
+  const models = new Map();
+  for (const row of live.models.values()) {
+    if (!models.has(row.provider)) models.set(row.provider, []);
+    models.get(row.provider).push(row);
+  }
+  const quiet = [...states].filter(([name, state]) => !models.has(name) && state === "healthy");
+  const names = [...states.keys()].filter((name) => !quiet.some(([one]) => one === name));
+  for (const name of models.keys()) if (!names.includes(name)) names.push(name);
+  const body = names.flatMap((name) => [
+    h("tr", { class: "provider", "data-provider": name },
+      h("th", { scope: "rowgroup", colspan: 3 },
+        h("i", { class: "swatch", color: palette.of(name) }), name || "refused"),
+      h("td", { class: "num", colspan: 2 }, states.has(name) ? health(states.get(name)) : "")),
+    ...(models.get(name) ?? []).sort((a, b) => b.requests - a.requests).map(modelRow),
+  ]);
+  const rest = quiet.length
+    ? h("p", { class: "dim quiet" }, names.length
+      ? `and ${exact(quiet.length)} healthy providers without requests`
+      : `${exact(quiet.length)} healthy providers, without requests yet`) : null;
+  show(byId("models"), names.length ? h("table", {},
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"),
+      ...["Requests", "Tokens in", "Tokens out", "Cost"].map((title) => h("th", { scope: "col", class: "num" }, title)))),
+    h("tbody", {}, body)) : null, rest);
+}
+
+function modelRow(row) {
+  const more = [];
+  if (row.errors) more.push(`${exact(row.errors)} failed`);
+  if (row.mirrored) more.push(`${exact(row.mirrored)} mirrored`);
+  return h("tr", { class: "model", "data-provider": row.provider, "data-model": row.model },
+    h("td", {}, row.model || h("span", { class: "dim" }, "no model"),
+      more.length ? h("span", { class: "dim" }, ` ${more.join(", ")}`) : null),
+    h("td", { class: "num", "data-is": "requests", "data-unit": "requests" }, exact(row.requests)),
+    h("td", { class: "num", "data-is": "prompt_tokens", "data-unit": "in", title: exact(row.prompt_tokens) }, count(row.prompt_tokens)),
+    h("td", { class: "num", "data-is": "completion_tokens", "data-unit": "out", title: exact(row.completion_tokens) },
+      count(row.completion_tokens)),
+    h("td", { class: "num", "data-is": "cost_usd", "data-unit": "", title: row.without_price
+      ? `${exact(row.without_price)} without a price` : null },
+    row.cost_usd || !row.without_price ? money(row.cost_usd) : "–"));
+}

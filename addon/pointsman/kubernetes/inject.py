@@ -1,0 +1,330 @@
+"""Manifests in, manifests with the sidecar out.
+
+What is looked at: the pod template of a workload, in documents and in `kind: List`. What is there
+from an earlier injection is taken out first, so that injecting twice is injecting once, and a newer
+version takes an older one's place. The annotation `pointsman.io/status` tells that there was one.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pointsman.kubernetes import sidecar
+from pointsman.kubernetes.manifests import (
+    Document,
+    ManifestError,
+    Value,
+    at,
+    is_null,
+    mapping,
+    mappings_at,
+    number_at,
+    read,
+    sequence,
+    text_at,
+    true_at,
+    write,
+)
+from pointsman.kubernetes.settings import STATUS, SWITCH, Settings, SettingsError
+
+_POD_IN_TEMPLATE = ("spec", "template")
+_POD: dict[tuple[str, str], tuple[str, ...]] = {
+    ("", "Pod"): (),
+    ("apps", "Deployment"): _POD_IN_TEMPLATE,
+    ("apps", "StatefulSet"): _POD_IN_TEMPLATE,
+    ("apps", "DaemonSet"): _POD_IN_TEMPLATE,
+    ("apps", "ReplicaSet"): _POD_IN_TEMPLATE,
+    ("batch", "Job"): _POD_IN_TEMPLATE,
+    ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
+}
+_SWITCHED = {"enabled": True, "true": True, "disabled": False, "false": False}
+_GRACE = "terminationGracePeriodSeconds"
+_GRACE_BY_DEFAULT = 30
+# With these a container can undo the redirection, or look into the proxy.
+_POWERS = {"ALL", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"}
+
+
+@dataclass(slots=True)
+class Injection:
+    """What became of a text.
+
+    Attributes:
+        text: the manifests.
+        injected: the labels of the workloads that have the sidecar.
+        notes: what someone should know about those that were left alone on purpose.
+        warnings: what may not be as wanted.
+    """
+
+    text: str
+    injected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def inject(text: str, settings: Settings, *, version: str) -> Injection:
+    """Return the manifests of a text with the sidecar in each pod.
+
+    Args:
+        text: YAML documents or JSON.
+        settings: of pods without annotations of their own.
+        version: of Pointsman, for the status annotation.
+
+    Raises:
+        ManifestError: something can't be read or injected: which document, why, and the mend.
+    """
+    documents = read(text)
+    injection = Injection(text)
+    for document in documents:
+        if document.value is not None:
+            _inject_document(document, settings, version, injection)
+    injection.text = write(text, documents)
+    return injection
+
+
+def _inject_document(
+    document: Document, settings: Settings, version: str, injection: Injection
+) -> None:
+    where = f"document {document.number}, line {document.line}"
+    for place, resource in _resources(document.value, where):
+        workload = _Workload(place, resource)
+        if workload.path is None:
+            continue
+        try:
+            document.changed |= _inject_workload(workload, settings, version, injection)
+        except (ManifestError, SettingsError) as error:
+            raise ManifestError(f"{workload}: {error}") from None
+
+
+def _resources(value: Value, where: str) -> list[tuple[str, dict[str, Value]]]:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where}: a manifest is a mapping with apiVersion and kind")
+    missing = [name for name in ("apiVersion", "kind") if text_at(value, name) is None]
+    if missing:
+        raise ManifestError(f"{where}: without {' and '.join(missing)} this is no manifest")
+    if (text_at(value, "apiVersion"), text_at(value, "kind")) != ("v1", "List"):
+        return [(where, value)]
+    items = at(value, "items")
+    return [
+        found
+        for index, item in enumerate(items if isinstance(items, list) else [])
+        for found in _resources(item, f"{where}, item {index + 1}")
+    ]
+
+
+class _Workload:
+    """A resource, and where its pod stands in it. `path` is None when it has none."""
+
+    def __init__(self, place: str, resource: dict[str, Value]) -> None:
+        self.place = place
+        self.resource = resource
+        self.kind = text_at(resource, "kind") or ""
+        self.name = text_at(resource, "metadata", "name")
+        group = (text_at(resource, "apiVersion") or "").rpartition("/")[0]
+        self.path = _POD.get((group, self.kind))
+
+    def __str__(self) -> str:
+        name = self.name or text_at(self.resource, "metadata", "generateName")
+        return f"{self.place}: {self.kind}{f'/{name}' if name else ''}"
+
+    def read(self, *path: str | int) -> Value:
+        """Return what stands at a path in the pod, or None."""
+        return at(self.resource, *(self.path or ()), *path)
+
+    def annotations(self) -> dict[str, str]:
+        """Return the annotations; the pod's win over the object's."""
+        found: dict[str, str] = {}
+        for where in (at(self.resource, "metadata"), self.read("metadata")):
+            named = at(where, "annotations")
+            for name in named if isinstance(named, dict) else ():
+                if (text := text_at(named, name)) is not None:
+                    found[str(name)] = text
+        return found
+
+    def pod(self) -> dict[str, Value]:
+        """Return the pod, to be changed. Raises ManifestError."""
+        pod = self.resource
+        for part in self.path or ():
+            pod = mapping(pod, part)
+        return pod
+
+
+def _inject_workload(
+    workload: _Workload, settings: Settings, version: str, injection: Injection
+) -> bool:
+    annotations = workload.annotations()
+    before = annotations.get(STATUS)
+    if not _wanted(annotations):
+        note = f"{workload}: left as it is ({SWITCH}: {annotations[SWITCH]})"
+        injection.notes.append(f"{note}, with the sidecar it has" if before else note)
+        return False
+    if reason := _unfit(workload):
+        injection.warnings.append(f"{workload}: not injected: {reason}")
+        return False
+    if workload.read("spec") is None:
+        raise ManifestError(f"there is no {'.'.join([*(workload.path or ()), 'spec'])}")
+    settings = settings.overridden(annotations)
+    pod = workload.pod()
+    spec = mapping(pod, "spec")
+    if before is not None:
+        _take_out(spec, before)
+    _check(spec, settings)
+    injection.warnings += [f"{workload}: {warning}" for warning in _warnings(spec, settings)]
+    grace, ours = _grace(spec, settings)
+    if grace < settings.grace_period:
+        injection.warnings.append(
+            f"{workload}: {_GRACE}: {grace} is kept; answers that stream for longer are cut off"
+        )
+    _put_in(spec, settings, workload.name, grace)
+    status = {"version": version, "gracePeriod": "set" if ours else "kept"}
+    mapping(mapping(pod, "metadata"), "annotations")[STATUS] = json.dumps(status)
+    injection.injected.append(str(workload))
+    return True
+
+
+def _wanted(annotations: dict[str, str]) -> bool:
+    switch = annotations.get(SWITCH, "enabled")
+    if switch not in _SWITCHED:
+        raise ManifestError(f"annotation {SWITCH} is enabled or disabled, not {switch!r}")
+    return _SWITCHED[switch]
+
+
+def _unfit(workload: _Workload) -> str | None:
+    """Say why a pod can't have the sidecar, or None."""
+    spec = workload.read("spec")
+    if true_at(spec, "hostNetwork"):
+        return (
+            "it uses the network of its node (hostNetwork), whose traffic would be redirected;"
+            f" annotate it with {SWITCH}: disabled"
+        )
+    system = text_at(spec, "os", "name") or text_at(spec, "nodeSelector", "kubernetes.io/os")
+    if system not in {None, "linux"}:
+        return f"it runs on {system}"
+    return None
+
+
+def _take_out(spec: dict[str, Value], status: str) -> None:
+    """Remove an earlier injection; lists that become empty stay, so that the next fills them."""
+    _drop(spec, "initContainers", sidecar.CONTAINERS)
+    _drop(spec, "volumes", sidecar.VOLUMES)
+    for container in _applications(spec):
+        _drop(container, "volumeMounts", {sidecar.TRUST_VOLUME})
+        if isinstance(env := container.get("env"), list):
+            container["env"] = [entry for entry in env if not _is_ours(entry)]
+    if _grace_was_ours(status) and _GRACE in spec:
+        spec[_GRACE] = None
+
+
+def _grace_was_ours(status: str) -> bool:
+    try:
+        known = json.loads(status)
+    except ValueError:
+        return False
+    return isinstance(known, dict) and known.get("gracePeriod") == "set"
+
+
+def _drop(parent: dict[str, Value], name: str, names: Any) -> None:
+    if isinstance(items := parent.get(name), list):
+        parent[name] = [item for item in items if text_at(item, "name") not in names]
+
+
+def _is_ours(entry: Value) -> bool:
+    value = text_at(entry, "value") or ""
+    return text_at(entry, "name") in sidecar.TRUST_VARIABLES and value.startswith(
+        f"{sidecar.TRUST}/"
+    )
+
+
+def _applications(spec: dict[str, Value]) -> list[dict[str, Value]]:
+    """Return every container whose traffic is redirected and that has to trust the proxy."""
+    return mappings_at(spec, "initContainers") + mappings_at(spec, "containers")
+
+
+def _check(spec: dict[str, Value], settings: Settings) -> None:
+    """Raise ManifestError for a pod in which the sidecar would not work, or could be bypassed."""
+    if not mappings_at(spec, "containers"):
+        raise ManifestError("the pod has no containers")
+    for name, taken in (
+        ("initContainers", sidecar.CONTAINERS),
+        ("containers", sidecar.CONTAINERS),
+        ("volumes", sidecar.VOLUMES),
+    ):
+        for item in mappings_at(spec, name):
+            if (clash := text_at(item, "name")) in taken:
+                raise ManifestError(
+                    f"{name} has a {clash!r} that was not put there by this command (there is no"
+                    f" annotation {STATUS}); rename it"
+                )
+    _check_user(spec, "the pod")
+    ports = {sidecar.ADMIN_PORT, sidecar.HEALTH_PORT, settings.proxy_port}
+    for container in _applications(spec):
+        called = f"container {text_at(container, 'name')!r}"
+        _check_user(container, called)
+        for port in mappings_at(container, "ports"):
+            if (number := number_at(port, "containerPort")) in ports:
+                raise ManifestError(
+                    f"{called} listens on port {number}, which the sidecar needs; change the"
+                    " container's, or --proxy-port if it is the proxy's"
+                )
+        for mount in mappings_at(container, "volumeMounts"):
+            if (text_at(mount, "mountPath") or "").rstrip("/") == sidecar.TRUST:
+                raise ManifestError(f"{called} mounts something else at {sidecar.TRUST}")
+
+
+def _check_user(parent: dict[str, Value], called: str) -> None:
+    for name in ("runAsUser", "runAsGroup"):
+        if number_at(parent, "securityContext", name) == sidecar.UID:
+            raise ManifestError(
+                f"{called} has {name}: {sidecar.UID}, by which the proxy's own traffic is known:"
+                " its traffic would bypass the proxy; give it another"
+            )
+
+
+def _warnings(spec: dict[str, Value], settings: Settings) -> list[str]:
+    warnings = [
+        f"{name} lets its containers see the proxy's process: one with the capability SYS_PTRACE"
+        " can read the provider keys"
+        for name in ("shareProcessNamespace", "hostPID")
+        if true_at(spec, name)
+    ]
+    for container in _applications(spec):
+        called = f"container {text_at(container, 'name')!r}"
+        added = at(container, "securityContext", "capabilities", "add")
+        powers = {text_at(power) for power in added} if isinstance(added, list) else set()
+        if true_at(container, "securityContext", "privileged"):
+            warnings.append(f"{called} is privileged and can undo the redirection")
+        elif found := sorted(_POWERS & powers):
+            warnings.append(f"{called} has {', '.join(found)} and can undo the redirection")
+        warnings += [
+            f"{called} sets {name} itself: it has to trust the certificate in {sidecar.TRUST} on"
+            " its own account"
+            for entry in mappings_at(container, "env")
+            if (name := text_at(entry, "name")) in sidecar.TRUST_VARIABLES
+        ]
+    token = at(spec, "automountServiceAccountToken")
+    if settings.rules and token is not None and not true_at(token):
+        warnings.append(
+            f"automountServiceAccountToken is off, and rules from {settings.rules} need the token"
+        )
+    return warnings
+
+
+def _grace(spec: dict[str, Value], settings: Settings) -> tuple[int, bool]:
+    """Return the grace period in seconds, and whether it is ours to set."""
+    if is_null(spec.get(_GRACE)):
+        return settings.grace_period, True
+    given = number_at(spec, _GRACE)
+    return _GRACE_BY_DEFAULT if given is None else given, False
+
+
+def _put_in(spec: dict[str, Value], settings: Settings, name: str | None, grace: int) -> None:
+    for container in _applications(spec):
+        sequence(container, "volumeMounts").append(sidecar.trust_mount())
+        env = sequence(container, "env")
+        own = {text_at(entry, "name") for entry in env}
+        for variable, path in sidecar.TRUST_VARIABLES.items():
+            if variable not in own:
+                env.append({"name": variable, "value": path})
+    sequence(spec, "initContainers")[:0] = sidecar.containers(settings, workload=name, grace=grace)
+    sequence(spec, "volumes").extend(sidecar.volumes(settings))
+    if is_null(spec.get(_GRACE)):
+        spec[_GRACE] = grace

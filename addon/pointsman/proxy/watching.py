@@ -1,0 +1,64 @@
+"""What the page of one instance is made of: the router feeds it while an endpoint can show it."""
+
+import logging
+import time
+from typing import Any
+
+from pointsman.proxy.measuring import rules_of, shares_of
+from pointsman.proxy.router import Router
+from pointsman.telemetry.live import Cursor, Live, Now, TargetNow
+
+logger = logging.getLogger(__name__)
+
+
+class Watching:
+    """Collects exchanges from `begin` on; before it, nothing is kept."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._live: Live | None = None
+
+    def begin(self) -> None:
+        """Collect, and have the decisions kept; a second call changes nothing."""
+        if self._live is None:
+            self._live = Live()
+            self._router.sinks.put("live", self._live.record)
+            self._router.keep_decisions = True
+            self.rules_live()
+
+    def end(self) -> None:
+        """Collect no more."""
+        self._router.sinks.remove("live")
+
+    def rules_live(self) -> None:
+        """Tell of the router's table, which is new."""
+        if self._live is None:
+            return
+        try:
+            self._live.rules_live(_targets(self._router))
+        except Exception:
+            logger.exception("the page does not know of the rules")
+
+    def snapshot(self, after: Cursor | None = None) -> dict[str, Any]:
+        """Return `Live.snapshot`."""
+        live = self._live or Live()
+        under_way = self._router.requests_under_way
+        streams = sum(request.streaming for request in under_way)
+        return live.snapshot(after, Now(len(under_way), streams, tuple(_targets(self._router))))
+
+
+def _targets(router: Router) -> list[TargetNow]:
+    now = time.monotonic()
+    return [
+        TargetNow(
+            route=route.name or route.host,
+            rule=rule.name,
+            provider=target.provider,
+            weight=target.weight,
+            priority=target.priority,
+            share=share,
+            state=router.health.state(target, now),
+        )
+        for route, rule in rules_of(router.table)
+        for target, share in shares_of(rule)
+    ]
