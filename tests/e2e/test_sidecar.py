@@ -112,6 +112,7 @@ def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
         assert_entry(entry, host="api.openai.com", status=200, provider="openai")
     assert sidecar.ask("/config").json()["routes"]
     assert "differingWorkers" not in sidecar.ask("/config").json()
+    assert sidecar.ask("/api/live").json()["processes"] == 2
     page = sidecar.ask("/metrics").text
     assert counted(page, "pointsman_requests_total") == asked
     assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
