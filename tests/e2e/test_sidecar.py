@@ -112,6 +112,7 @@ def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
         assert_entry(entry, host="api.openai.com", status=200, provider="openai")
     assert sidecar.ask("/config").json()["routes"]
     assert "differingWorkers" not in sidecar.ask("/config").json()
+    assert sidecar.ask("/api/live").json()["processes"] == 2
     page = sidecar.ask("/metrics").text
     assert counted(page, "pointsman_requests_total") == asked
     assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
@@ -331,9 +332,25 @@ def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai
     sidecar.assert_ended(128 + signal.SIGKILL)
 
 
-def test_drain_by_the_admin_endpoint_ends_it(start_sidecar: StartSidecar, rules: Path) -> None:
+def test_drain_by_the_admin_endpoint_ends_it_and_a_sigterm_after_it_cuts_nothing(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    held = Held()
+    openai.provider.replies.append(held.reply())
     sidecar = start_sidecar(rules, "--workers", "2")
-    assert sidecar.ask("/drain", "POST").status_code == 202
+    with (
+        sidecar.client() as client,
+        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
+    ):
+        pieces = answer.iter_raw()
+        body = next(pieces)
+        assert sidecar.ask("/drain", "POST").status_code == 202
+        sidecar.wait_for("draining")
+        sidecar.send(signal.SIGTERM)
+        eventually(lambda: refused(sidecar), what="refused connections")
+        held.go_on.set()
+        body += b"".join(pieces)
+    assert len(sse(body.replace(b": still here\n\n", b""))) > 2
     sidecar.assert_ended(0)
 
 

@@ -59,6 +59,7 @@ class Supervisor:
         self._plan: Plan
         self._listening: Sequence[socket.socket] = ()
         self._serving = asyncio.Event()
+        self._signalled_before = False
         self._status = 0
 
     def listen_to_signals(self) -> None:
@@ -82,20 +83,23 @@ class Supervisor:
 
     def end(self) -> None:
         """Let every worker drain and end. What is not accepted by now is refused."""
-        if self.ending.is_set():
-            return
+        if not self.ending.is_set():
+            _logger.info("draining: the workers end what they have begun")
+            self._end()
+
+    def _end(self) -> None:
         self.ending.set()
         for listening in self._listening:
             listening.close()
         self._send(signal.SIGTERM)
 
     def _signalled(self) -> None:
-        if self.ending.is_set():
+        # Counted apart from a drain by the admin endpoint, which a kubelet's SIGTERM follows.
+        if self._signalled_before:
             _logger.warning("asked twice to end: killing the workers")
             self._send(signal.SIGKILL)
-        else:
-            _logger.info("draining: the workers end what they have begun")
-            self.end()
+        self._signalled_before = True
+        self.end()
 
     def _ignored(self) -> None:
         _logger.info("SIGHUP is ignored: rules and keys are read again whenever they change")
@@ -172,7 +176,8 @@ class Supervisor:
             )
         if not good and not self._status:
             self._status = exit_status(status) or 1
-        self.end()
+        if not self.ending.is_set():
+            self._end()
 
 
 def describe(status: int) -> str:
