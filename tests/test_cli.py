@@ -178,6 +178,19 @@ def test_explain_tells_what_would_be_refused(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--workers", "2", "--listen", "all"], "--workers, --listen"),
+        (["--allow-root"], "--allow-root"),
+    ],
+)
+def test_options_of_the_sidecar_are_refused_without_it(arguments: list[str], named: str) -> None:
+    result = run("run", *arguments)
+    assert result.exit_code == 2
+    assert f"{named}: only with --sidecar" in result.output
+
+
 @pytest.mark.parametrize("command", ["check", "explain", "run", "demo"])
 def test_every_command_has_help_with_examples(command: str) -> None:
     result = run(command, "--help")
@@ -195,3 +208,27 @@ def test_explain_tells_of_a_known_llm_host_that_no_rule_names(rules: Path) -> No
     for url, found in (("https://API.deepseek.com./", True), ("https://example.com", False)):
         result = run("explain", rules, "--url", url, "--json")
         assert json.loads(result.output)["known_llm_host"] is found
+
+
+POOL = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMRoute
+metadata: {name: pooled, namespace: models}
+spec:
+  host: pooled
+  rules:
+  - backendRefs:
+    - backendRef: {group: inference.networking.k8s.io, kind: InferencePool, name: vllm}
+"""
+
+
+def test_rules_with_a_pool_are_for_proxies_that_read_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(POOL)
+    for command in (["check"], ["explain", "--url", "http://pooled"]):
+        alone = run(*command, tmp_path)
+        assert alone.exit_code == 1
+        assert "set llm_kubernetes=true, or name the Service of the pool" in alone.stderr
+        assert run(*command, "--kubernetes", tmp_path).exit_code == 0
+    explained = run("explain", "--kubernetes", tmp_path, "--url", "http://pooled").stdout
+    assert "→ inferencepool/models/vllm (100%)" in explained
+    assert "connects to a ready pod of the InferencePool models/vllm" in explained

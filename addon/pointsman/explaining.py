@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from rich.console import Console
 from rich.text import Text
 
+from pointsman.config.backends import INFERENCE_POOL
 from pointsman.config.credentials import CredentialError
 from pointsman.config.hosts import known_llm_hosts
 from pointsman.config.table import RoutingTable, Rule, Target
@@ -176,13 +177,22 @@ def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
         priority=target.priority,
         method=outgoing.method,
         url=f"{outgoing.scheme}://{outgoing.host}{port}{outgoing.path}",
-        connects_to=f"{host}:{connected_port}",
+        connects_to=_where(target) or f"{host}:{connected_port}",
         headers=tuple(shown_headers(outgoing)),
         dropped_headers=tuple(
             text(name).lower() for name, _ in request.headers if name.lower() not in sent
         ),
         body_changes=tuple(body_changes(request, outgoing)),
     )
+
+
+def _where(target: Target) -> str | None:
+    """Say where a backend is that only the cluster knows the addresses of."""
+    if target.endpoints is None:
+        return None
+    backend = target.endpoints.backend
+    pod = backend.kind == INFERENCE_POOL
+    return f"a ready pod of the {backend}" if pod else f"the cluster IP of the {backend}"
 
 
 def show(explanation: Explanation, console: Console) -> None:

@@ -219,11 +219,41 @@ def test_a_fault_in_a_config(problems: Fail, added: str, line: int, field: str, 
             "rules[0].backendRefs[0]",
             "exactly one of providerHost, backendRef",
         ),
+        *(
+            (
+                f"  rules:\n  - backendRefs:\n    - backendRef: {ref}",
+                8,
+                f"rules[0].backendRefs[0].backendRef{field}",
+                gist,
+            )
+            for ref, field, gist in (
+                ("{}", ".name", "the field name is missing"),
+                ("{name: Vllm_1}", ".name", "not a name that Kubernetes has"),
+                ("{name: vllm, namespace: ''}", ".namespace", "not a name that Kubernetes has"),
+                ("{name: vllm, kind: Pod}", "", "only these can be a backend: kind Service"),
+                ("{name: vllm, kind: InferencePool}", "", "with the group inference.networking"),
+                ("{name: vllm, group: apps}", "", "kind Service with no group"),
+                ("{name: vllm, port: 0}", ".port", "greater than 0"),
+                (
+                    "{name: v, kind: InferencePool, group: inference.networking.k8s.io, port: 1}",
+                    "",
+                    "an InferencePool has its own ports; remove port",
+                ),
+                (
+                    "{name: v, kind: InferencePool, group: inference.networking.x-k8s.io}",
+                    "",
+                    "this instance reads none; set llm_kubernetes=true, or name the Service",
+                ),
+            )
+        ),
         (
-            "  rules:\n  - backendRefs:\n    - backendRef: {name: vllm}",
-            8,
-            "rules[0].backendRefs[0].backendRef",
-            "backendRef is not supported yet; use providerHost",
+            (
+                "  rules:\n  - backendRefs:\n    - {backendRef: {name: v}, weight: 1}\n"
+                "    - {backendRef: {name: v, namespace: default, group: core}, weight: 1}"
+            ),
+            9,
+            "rules[0].backendRefs[1].backendRef",
+            "this rule has that backend already",
         ),
         (
             "  rules:\n  - backendRefs:\n    - {providerHost: p.test, priority: -1}",

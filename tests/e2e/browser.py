@@ -18,9 +18,11 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1440, 800
 
 
-@pytest.fixture(scope="session")
+# No longer than a module: as long as Playwright runs, so does an event loop in this thread, and the
+# `asyncio.run` of other tests would fail.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium for the session."""
+    """A Chromium for the tests of a module."""
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
         pytest.skip(f"none of {', '.join(_NAMES)} is installed")

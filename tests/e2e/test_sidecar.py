@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +112,7 @@ def test_workers_share_one_port_one_authority_and_one_admin_endpoint(
         assert_entry(entry, host="api.openai.com", status=200, provider="openai")
     assert sidecar.ask("/config").json()["routes"]
     assert "differingWorkers" not in sidecar.ask("/config").json()
+    assert sidecar.ask("/api/live").json()["processes"] == 2
     page = sidecar.ask("/metrics").text
     assert counted(page, "pointsman_requests_total") == asked
     assert 'pointsman_sidecar_worker_up{worker="1"} 1.0' in page
@@ -238,8 +240,7 @@ def test_the_supervisors_death_is_the_workers(
     workers = sidecar.workers()
     sidecar.kill()
     eventually(lambda: not any(map(is_alive, workers)), what="the end of the workers")
-    with pytest.raises(ConnectionRefusedError):
-        connect(sidecar.address)
+    eventually(lambda: refused(sidecar), what="refused connections")
     assert list(own_confdir.glob("run-*"))
     # The next run sweeps up.
     start_sidecar(rules).stop()
@@ -331,9 +332,25 @@ def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai
     sidecar.assert_ended(128 + signal.SIGKILL)
 
 
-def test_drain_by_the_admin_endpoint_ends_it(start_sidecar: StartSidecar, rules: Path) -> None:
+def test_drain_by_the_admin_endpoint_ends_it_and_a_sigterm_after_it_cuts_nothing(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    held = Held()
+    openai.provider.replies.append(held.reply())
     sidecar = start_sidecar(rules, "--workers", "2")
-    assert sidecar.ask("/drain", "POST").status_code == 202
+    with (
+        sidecar.client() as client,
+        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
+    ):
+        pieces = answer.iter_raw()
+        body = next(pieces)
+        assert sidecar.ask("/drain", "POST").status_code == 202
+        sidecar.wait_for("draining")
+        sidecar.send(signal.SIGTERM)
+        eventually(lambda: refused(sidecar), what="refused connections")
+        held.go_on.set()
+        body += b"".join(pieces)
+    assert len(sse(body.replace(b": still here\n\n", b""))) > 2
     sidecar.assert_ended(0)
 
 
@@ -344,6 +361,26 @@ def test_sighup_is_ignored(start_sidecar: StartSidecar, rules: Path, openai: Far
     with sidecar.client() as client:
         assert said(client.post(URL, json=chat(model="small")))
     openai.call()
+
+
+@pytest.mark.root
+def test_one_writable_folder_is_enough(
+    start_sidecar: StartSidecar, own_confdir: Path, rules: Path, openai: Far
+) -> None:
+    """As with `readOnlyRootFilesystem` and one emptyDir."""
+    if os.geteuid() != 0:
+        pytest.skip("making a mount namespace needs root")
+    read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+    prefix = ("unshare", "--mount", "--", "sh", "-c", read_only, str(own_confdir))
+    beside = str(own_confdir.parent / "beside")
+    tried = subprocess.run([*prefix, "touch", beside], capture_output=True, text=True, check=False)
+    if "Read-only file system" not in tried.stderr:
+        pytest.skip(f"the file system can't be made read-only here: {tried.stderr}")
+    sidecar = start_sidecar(rules, "--allow-root", prefix=prefix)
+    with sidecar.client() as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    openai.call()
+    assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == 1
 
 
 # --- its output -----------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import taddons
 
-from pointsman.proxy.addon import Pointsman, parse_size, rules_path, workload_name
+from pointsman.proxy.addon import Pointsman, parse_size, workload_name
+from pointsman.proxy.rules import rules_path
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\

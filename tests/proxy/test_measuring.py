@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pointsman.config.loading import Instance
+from pointsman.config.loading import Instance, Loaded
 from pointsman.config.table import (
     CallConfig,
     MirrorTarget,
@@ -18,8 +18,8 @@ from pointsman.config.table import (
 )
 from pointsman.errors import RequestError
 from pointsman.proxy.measuring import Measuring, read, read_rules
-from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.router import Router
+from pointsman.proxy.rules import FileRules
 from pointsman.telemetry.exposition import DIRECTORY, render
 from pointsman.telemetry.reading import TargetReading
 
@@ -168,10 +168,11 @@ def test_a_refused_reload_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("kind: [")
     refused = asyncio.Event()
 
+    async def never(_: Loaded) -> None:
+        raise AssertionError
+
     async def run() -> None:
-        watching = asyncio.create_task(
-            watch_rules(tmp_path, Instance(), lambda _: None, None, lambda _: refused.set())
-        )
+        watching = asyncio.create_task(FileRules(tmp_path, Instance()).watch(never, refused.set))
         async with asyncio.timeout(20):
             await refused.wait()
         watching.cancel()

@@ -1,13 +1,17 @@
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from pointsman.config.backends import Backend, Endpoints
+from pointsman.config.compiling import with_closed
 from pointsman.config.table import (
     CallConfig,
     CompiledMatch,
     Condition,
+    Ejection,
     Route,
     RoutingTable,
     Rule,
@@ -64,6 +68,37 @@ class TestDecide:
         assert (decision.route, decision.rule, decision.target) == (found, rest, A)
         sent = replace(CHAT, headers=((b"X-User", b"vip"),))
         assert router.decide(found, sent).target is B
+
+    def test_backends_without_an_endpoint_are_503_and_the_answer_says_why(
+        self, router: Router
+    ) -> None:
+        endpoints = Endpoints(Backend("v1", "Service", "ns", "vllm"))
+        rule = Rule("r", "k", (), (replace(A, provider="service/ns/vllm", endpoints=endpoints),))
+        endpoints.replace([], "there is no such Service")
+        with pytest.raises(NoTargetError, match="service/ns/vllm: there is no such Service") as no:
+            router.decide(route(rule), CHAT)
+        assert (no.value.status, no.value.flag) == (503, "UH")
+        endpoints.replace([("10.0.0.1", 80)])
+        assert router.decide(route(rule), CHAT).target.address == ("10.0.0.1", 80)
+
+    def test_a_host_that_is_closed_is_503_and_the_answer_says_why(self, router: Router) -> None:
+        (found,) = with_closed(table(), {"llm.test": "LLMRoute a/r is at fault"}).exact.values()
+        with pytest.raises(NoTargetError, match="LLMRoute a/r is at fault"):
+            router.decide(found, CHAT)
+
+    def test_the_health_of_a_pod_that_is_gone_is_forgotten(self, router: Router) -> None:
+        endpoints = Endpoints(Backend("v1", "Service", "ns", "vllm"))
+        pod, more = ("10.0.0.1", 80), ("10.0.0.2", 80)
+        endpoints.replace([pod, more])
+        target = replace(A, endpoints=endpoints, ejection=Ejection(consecutive_failures=1))
+        router.go_live(table(route(Rule("r", "k", (), (target,)))))
+        called = replace(target, address=pod)
+        router.health.failed(called, time.monotonic())
+        router.endpoints_changed()
+        assert router.health.state(called, time.monotonic()) == "ejected"
+        endpoints.replace([more])
+        router.endpoints_changed()
+        assert router.health.state(called, time.monotonic()) == "healthy"
 
     def test_no_matching_rule_is_404(self, router: Router) -> None:
         with pytest.raises(NoRouteError, match=r"llm\.test") as caught:

@@ -1,7 +1,5 @@
 """The decision on the flow."""
 
-from dataclasses import replace
-
 import pytest
 from mitmproxy.http import HTTPFlow
 from mitmproxy.test import tflow
@@ -73,19 +71,6 @@ def test_the_way_is_made_where_something_shows_it(flow: HTTPFlow) -> None:
     assert [(one.what, one.after) for one in way.body] == [("model", '"m"')]
     assert [one.provider for one in way.shares] == ["p"]
     assert SECRET not in repr(flow.metadata)
-
-
-def test_no_work_is_done_for_the_way_where_nothing_shows_it(flow: HTTPFlow) -> None:
-    class Untouched(Body):
-        @property
-        def lenient_fields(self) -> dict[str, object]:  # type: ignore[override]
-            raise AssertionError
-
-    showing = Showing(flow, full=False)
-    outgoing = rewrite(TARGET, REQUEST)
-    showing.rewritten(replace(REQUEST, body=Untouched(b"{}", limit=9)), outgoing)
-    showing.update(finished(), DECISION)
-    assert WAY not in flow.metadata
 
 
 def test_what_a_person_has_written_or_marked_stays(flow: HTTPFlow) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.config.backends import Backend, Endpoints
 from pointsman.config.resources import Affinity
 from pointsman.config.table import Ejection, RetryPolicy, Rule, Target
 from pointsman.routing.balancing import DrawSequence, NoWeightError, pick, place
@@ -15,6 +16,7 @@ from pointsman.routing.health import Health
 from pointsman.routing.planning import (
     LONGEST_BACKOFF,
     RETRIABLE_STATUS,
+    NoEndpointError,
     Plan,
     backoff,
     condition,
@@ -429,3 +431,70 @@ class TestRetryAfter:
     def test_nothing_is_raised_and_nothing_is_negative_or_endless(self, value: str) -> None:
         seconds = retry_after(value, self.NOW)
         assert seconds is None or 0 <= seconds < float("inf")
+
+
+class TestEndpoints:
+    """A backend in the cluster is planned as the pods that it has."""
+
+    PODS = tuple((f"10.0.0.{n}", 8000) for n in range(1, 6))
+
+    def pool(self, *addresses: tuple[str, int], priority: int = 0, weight: int = 1) -> Target:
+        endpoints = Endpoints(Backend("v1", "InferencePool", "ns", "pool"))
+        endpoints.replace(addresses)
+        ejection = Ejection(consecutive_failures=1)
+        pool = Target("pool", "pool.test", weight=weight, priority=priority)
+        return replace(pool, ejection=ejection, endpoints=endpoints)
+
+    def addresses(self, planned: Plan) -> list[tuple[str, int] | None]:
+        return [target.address for target in planned.order]
+
+    def test_a_few_of_the_least_busy_are_tried(self) -> None:
+        pool = self.pool(*self.PODS)
+        assert pool.endpoints
+        pool.endpoints.begin(self.PODS[0])
+        planned = plan(rule_of(pool))
+        assert self.addresses(planned) == list(self.PODS[1:4])
+        assert planned.attempts == 3
+        assert {target.provider for target in planned.order} == {"pool"}
+
+    def test_an_ejected_pod_is_passed_over_and_the_others_stay(self) -> None:
+        pool = self.pool(*self.PODS[:3])
+        health = without(replace(pool, address=self.PODS[0]))
+        assert self.addresses(plan(rule_of(pool), health=health)) == list(self.PODS[1:3])
+
+    def test_when_all_pods_are_ejected_the_next_priority_has_it(self) -> None:
+        pool, (other,) = self.pool(self.PODS[0]), targets(1, priority=1)
+        health = without(replace(pool, address=self.PODS[0]))
+        planned = plan(rule_of(pool, other), health=health)
+        assert (planned.order, planned.skipped) == ((other,), (pool,))
+
+    def test_when_all_pods_of_the_last_one_are_ejected_they_are_called(self) -> None:
+        pool = self.pool(*self.PODS[:2])
+        health = without(*(replace(pool, address=pod) for pod in self.PODS[:2]))
+        assert self.addresses(plan(rule_of(pool), health=health)) == list(self.PODS[:2])
+
+    def test_a_pool_without_pods_leaves_its_share_to_the_others(self) -> None:
+        pool, others = self.pool(weight=1000), targets(1, 1, priority=0)
+        for r in (0.0, 0.3, 0.7, JUST_BELOW_ONE):
+            planned = plan(rule_of(pool, *others), r)
+            assert set(planned.order) == set(others)
+            assert planned.skipped == (pool,)
+
+    def test_without_a_pod_it_is_not_called_even_as_the_last_one(self) -> None:
+        pool, (other,) = self.pool(), targets(1, priority=1)
+        with pytest.raises(NoEndpointError):
+            plan(rule_of(pool))
+        planned = plan(rule_of(pool, other), health=without(other))
+        assert planned.order == (other,)
+
+    def test_an_affinity_keeps_its_backend_not_its_pod(self) -> None:
+        pool, (other,) = self.pool(*self.PODS[:2]), targets(1)
+        rule = rule_of(pool, other, affinity=USER)
+        user_of_pool = next(
+            user(f"u{n}") for n in range(99) if plan(rule, request=user(f"u{n}")).order[0].endpoints
+        )
+        first = plan(rule, request=user_of_pool)
+        assert first.order[0].address == self.PODS[0]
+        assert pool.endpoints
+        pool.endpoints.begin(self.PODS[0])
+        assert plan(rule, request=user_of_pool).order[0].address == self.PODS[1]

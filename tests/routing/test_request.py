@@ -77,7 +77,7 @@ class TestFields:
             _ = body(raw, "gzip").fields
 
     def test_a_body_that_unfolds_past_the_limit_is_too_large(self) -> None:
-        bomb = gzip.compress(b'{"a":"' + b"x" * LIMIT + b'"}')
+        bomb = gzip.compress(b'{"a":"' + b"x" * LIMIT + b'"}', mtime=0)
         with pytest.raises(BodyTooLargeError, match=f"{LIMIT} bytes"):
             _ = body(bomb, "gzip").fields
         assert body(bomb, "gzip").lenient_fields == {}
@@ -149,7 +149,7 @@ class TestString:
         assert body(json.dumps(nested, indent=2).encode()).string(*path) == expected
 
     def test_a_compressed_body_is_read(self) -> None:
-        assert body(gzip.compress(b'{"model":"m"}'), "gzip").string("model") == "m"
+        assert body(gzip.compress(b'{"model":"m"}', mtime=0), "gzip").string("model") == "m"
 
 
 class TestHeaderValues:

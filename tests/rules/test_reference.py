@@ -146,8 +146,7 @@ def test_required_is_what_can_not_be_left_out(table: Table) -> None:
     model = _described(table.heading)
     for row in table.rows:
         field = _fields(model)[_code(row[0])]
-        only_one = model.__name__ == "BackendRef" and _code(row[0]) == "providerHost"
-        assert (row[2] == "required") == (field.is_required() or only_one), row[0]
+        assert (row[2] == "required") == field.is_required(), row[0]
 
 
 def test_every_model_has_its_table() -> None:

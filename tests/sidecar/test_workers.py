@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play(folder: Path, ones: Sequence[One], action: Play) -> None:
     async def run() -> None:
         plan = Plan(arguments=(), listening=(), env={}, folder=folder)
-        supervisor = Supervisor(len(ones), plan, lambda _: None)
+        supervisor = Supervisor(len(ones), lambda _: None)
         async with AsyncExitStack() as stack:
             for worker, one in zip(supervisor.workers, ones, strict=True):
                 server = serve(one, f"unix:{plan.admin(worker.index)}")
@@ -118,7 +118,7 @@ def test_a_worker_that_hangs_costs_a_bounded_time(
 
 def test_a_socket_that_no_one_listens_on_is_no_answer(folder: Path) -> None:
     async def action(workers: Workers, supervisor: Supervisor) -> None:
-        supervisor.workers = Supervisor(2, supervisor._plan, lambda _: None).workers
+        supervisor.workers = Supervisor(2, lambda _: None).workers
         for worker in supervisor.workers:
             worker.trouble = None
         assert (await workers.readiness()).reasons == ("worker 2 does not answer",)

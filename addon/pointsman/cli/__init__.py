@@ -7,6 +7,7 @@ import sys
 from pointsman.cli import (  # noqa: F401
     ca,
     check,
+    crds,
     demo,
     drain,
     explain,

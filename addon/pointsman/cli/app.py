@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from pointsman.config.backends import UnreadBackends
 from pointsman.config.files import reason
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, load
@@ -27,6 +28,12 @@ LabelsOption = Annotated[
         "--labels", help="This workload's labels: key=value,key=value, or a Downward API file."
     ),
 ]
+ClusterOption = Annotated[
+    bool,
+    typer.Option(
+        "--kubernetes", help="As with llm_kubernetes: references to an InferencePool are allowed."
+    ),
+]
 GatewayOption = Annotated[
     list[str] | None,
     typer.Option("--gateway", help="A gateway name that the instance serves (default: mesh)."),
@@ -46,11 +53,20 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def load_rules(
-    rules: Path, labels: str, gateways: list[str] | None, *, without_keys: bool = False
+    rules: Path,
+    labels: str,
+    gateways: list[str] | None,
+    *,
+    without_keys: bool = False,
+    kubernetes: bool = False,
 ) -> Loaded:
     """Load the rules that a command names, or end with what is wrong with them."""
     try:
-        instance = Instance(labels=parse_labels(labels), gateways=frozenset(gateways or ["mesh"]))
+        instance = Instance(
+            labels=parse_labels(labels),
+            gateways=frozenset(gateways or ["mesh"]),
+            backends=UnreadBackends() if kubernetes else None,
+        )
     except (OSError, UnicodeDecodeError) as error:
         why = reason(error) if isinstance(error, OSError) else "not text"
         fail(f"--labels: {labels} can't be read ({why}); check the path", 2)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pointsman.cli.app import (
+    ClusterOption,
     GatewayOption,
     LabelsOption,
     RulesArgument,
@@ -17,7 +18,7 @@ from pointsman.cli.app import (
 
 
 @app.command()
-def check(
+def check(  # noqa: PLR0913 (what a check can be asked for)
     rules: RulesArgument = Path("rules"),
     *,
     portable: Annotated[
@@ -29,6 +30,7 @@ def check(
     without_keys: WithoutKeysOption = False,
     labels: LabelsOption = "",
     gateway: GatewayOption = None,
+    kubernetes: ClusterOption = False,
 ) -> None:
     """Validate manifests; exit with 1 if anything is wrong.
 
@@ -43,7 +45,7 @@ def check(
 
         pointsman check --portable rules
     """
-    loaded = load_rules(rules, labels, gateway, without_keys=without_keys)
+    loaded = load_rules(rules, labels, gateway, without_keys=without_keys, kubernetes=kubernetes)
     for warning in loaded.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if portable and loaded.extensions:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pointsman import explaining
 from pointsman.cli.app import (
+    ClusterOption,
     GatewayOption,
     LabelsOption,
     RulesArgument,
@@ -40,6 +41,7 @@ def explain(  # noqa: PLR0913 (the parts of a request)
     without_keys: WithoutKeysOption = False,
     labels: LabelsOption = "",
     gateway: GatewayOption = None,
+    kubernetes: ClusterOption = False,
 ) -> None:
     """Tell which route, rule and target a request gets, and why, rule by rule.
 
@@ -53,7 +55,7 @@ def explain(  # noqa: PLR0913 (the parts of a request)
         pointsman explain rules/examples/subscriber --url http://dashscope.aliyuncs.com
         -H 'user-type: subscriber' -d '{"messages": []}'
     """
-    loaded = load_rules(rules, labels, gateway, without_keys=without_keys)
+    loaded = load_rules(rules, labels, gateway, without_keys=without_keys, kubernetes=kubernetes)
     try:
         request = explaining.parse_request(
             url=url, method=method, headers=header or [], body=_body(body, method)

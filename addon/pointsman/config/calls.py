@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pointsman.config.credentials import (
+    Awaited,
     Credential,
     KeyFile,
+    KeyUnavailableError,
     Literal,
     environment_value,
     expand,
@@ -65,15 +67,32 @@ class _Call:
     config: CallConfig
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A provider with its configs resolved. With problems it is not to be used.
+
+    `missing` is what could not be had here: a variable, a file. It is a problem too, unless the
+    manifest is shared with others, who may have it: then a request asks again, and fails without.
+    """
+
+    provider: Provider
+    problems: list[Problem]
+    missing: list[Problem]
+
+
 def resolve(
-    manifest: Manifest[LLMProvider], environ: Mapping[str, str], *, without_keys: bool = False
-) -> tuple[Provider, list[Problem]]:
-    """Resolve all configs of a provider. With problems, the result is not to be used.
+    manifest: Manifest[LLMProvider],
+    environ: Mapping[str, str],
+    *,
+    without_keys: bool = False,
+    shared: bool = False,
+) -> Resolved:
+    """Resolve all configs of a provider.
 
     `without_keys` does without the files that the provider names; for variables that need not be
     set give an environment that has them all (`AnyEnvironment`).
     """
-    resolver = _Resolver(manifest.document, environ, without_keys=without_keys)
+    resolver = _Resolver(manifest.document, environ, without_keys=without_keys, shared=shared)
     spec = manifest.resource.spec
     default, own = None, {}
     if spec.configs:
@@ -83,7 +102,8 @@ def resolve(
             if call := resolver.call(config, (*base, "routeSpecificConfigs", name)):
                 own[name] = call
     tls = resolver.tls(spec.tls)
-    return Provider(manifest.resource.metadata.name, spec, tls, default, own), resolver.problems
+    provider = Provider(manifest.resource.metadata.name, spec, tls, default, own)
+    return Resolved(provider, resolver.problems, resolver.missing)
 
 
 def key_faults(document: Document, environ: Mapping[str, str]) -> list[Problem]:
@@ -149,10 +169,17 @@ class _Resolver:
     """Resolves what one document refers to outside of it, and collects what can't be had."""
 
     def __init__(
-        self, document: Document, environ: Mapping[str, str], *, without_keys: bool = False
+        self,
+        document: Document,
+        environ: Mapping[str, str],
+        *,
+        without_keys: bool = False,
+        shared: bool = False,
     ) -> None:
         self.problems: list[Problem] = []
+        self.missing: list[Problem] = []
         self._without_keys = without_keys
+        self._shared = shared
         self._document = document
         self._environ = environ
 
@@ -174,18 +201,25 @@ class _Resolver:
             ca_file = str(self._document.folder / tls.ca_file)
             if not self._without_keys and (fault := _certificate_fault(ca_file)):
                 location = ("spec", "tls", "caFile")
-                self.problems.append(self._document.problem(location, fault))
+                # Without it no connection to the provider is trusted; nothing passes unverified.
+                found = self.missing if self._shared else self.problems
+                found.append(self._document.problem(location, fault))
         return TlsSettings(ca_file, tls.sni, verify=not tls.insecure_skip_verify)
 
     def _config(self, config: OpenAIConfig, location: Location) -> CallConfig:
+        credential = self._credential(config, location)
         headers = {}
         for name, text in config.headers.items():
-            value = self.attempt((*location, "headers", name), partial(self._value, text))
-            headers[name] = value or ""
+            get = partial(self._value, text)
+            missing = len(self.missing)
+            headers[name] = self.attempt((*location, "headers", name), get) or ""
+            if len(self.missing) > missing:
+                # What stands for the key fails the call, and says why: no header may be left out.
+                credential = Awaited(lambda get=get: Literal(get()))  # type: ignore[misc]
         return CallConfig(
             model=config.model,
             stream=config.stream,
-            credential=self._credential(config, location),
+            credential=credential,
             model_mapping=config.model_mapping,
             headers=headers,
             params_set=config.params.set,
@@ -193,17 +227,26 @@ class _Resolver:
         )
 
     def _credential(self, config: OpenAIConfig, location: Location) -> Credential | None:
+        source = self._key_source(config)
+        if source is None:
+            return None
+        field, get = source
+        missing = len(self.missing)
+        credential = self.attempt((*location, *field), get)
+        return Awaited(get) if len(self.missing) > missing else credential
+
+    def _key_source(
+        self, config: OpenAIConfig
+    ) -> tuple[tuple[str, ...], Callable[[], Credential]] | None:
         key, source, environ = config.api_key, config.api_key_from, self._environ
         if key is not None:
-            return self.attempt((*location, "apiKey"), lambda: Literal(expand(key, environ)))
+            return ("apiKey",), lambda: Literal(expand(key, environ))
         if source and (name := source.env) is not None:
-            place = (*location, "apiKeyFrom", "env")
-            return self.attempt(place, lambda: Literal(environment_value(name, environ)))
+            return ("apiKeyFrom", "env"), lambda: Literal(environment_value(name, environ))
         if source and source.file is not None and self._without_keys:
-            return Literal(NO_KEY)
+            return ("apiKeyFrom", "file"), lambda: Literal(NO_KEY)
         if source and source.file is not None:
-            path = self._document.folder / source.file
-            return self.attempt((*location, "apiKeyFrom", "file"), lambda: KeyFile(path))
+            return ("apiKeyFrom", "file"), partial(KeyFile, self._document.folder / source.file)
         return None
 
     def _value(self, text: str) -> str:
@@ -214,7 +257,9 @@ class _Resolver:
         try:
             return get()
         except ValueError as error:
-            self.problems.append(self._document.problem(location, str(error)))
+            away = self._shared and isinstance(error, KeyUnavailableError)
+            found = self.missing if away else self.problems
+            found.append(self._document.problem(location, str(error)))
             return None
 
 

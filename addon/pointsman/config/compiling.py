@@ -12,9 +12,11 @@ from typing import Literal
 
 import re2
 
+from pointsman.config.backends import CHAT_PATH, DEFAULT_SERVICE_PORT, Backend, Backends
 from pointsman.config.calls import Provider
 from pointsman.config.problems import Location, Problem
 from pointsman.config.references import (
+    DEFAULT_NAMESPACE,
     Manifest,
     kubernetes_forms,
     namespace_of,
@@ -56,10 +58,15 @@ type _Kind = Literal["header", "path", "method", "model"]
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Who asks: the labels of this workload, and the gateway names that this instance serves."""
+    """Who asks: the labels of this workload, and the gateway names that this instance serves.
+
+    `namespace` is the workload's own, `backends` who reads the cluster; None: no one does.
+    """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     gateways: frozenset[str] = frozenset({MESH})
+    namespace: str = DEFAULT_NAMESPACE
+    backends: Backends | None = None
 
     def selected(self, selector: WorkloadSelector | None) -> bool:
         """Tell whether a resource applies to this workload."""
@@ -75,7 +82,11 @@ class Instance:
 
 
 def compile_table(
-    providers: Sequence[Provider], routes: Sequence[Manifest[LLMRoute]], instance: Instance
+    providers: Sequence[Provider],
+    routes: Sequence[Manifest[LLMRoute]],
+    instance: Instance,
+    *,
+    shared: bool = False,
 ) -> tuple[RoutingTable, list[Problem]]:
     """Compile what applies to this instance.
 
@@ -83,6 +94,8 @@ def compile_table(
         providers: those that apply to this workload.
         routes: all of them.
         instance: the workload and the gateways.
+        shared: the routes are of many namespaces, so that a host without dots is a name only in the
+            namespace of its route.
 
     Returns:
         The table, and a warning for each backend and each mirror that had to be left out.
@@ -96,8 +109,10 @@ def compile_table(
         if not (instance.selected(spec.workload_selector) and instance.serves(spec.gateways)):
             continue
         compiler = _RouteCompiler(manifest, by_host, instance)
-        written[spec.host] = route = compiler.route()
-        derived |= dict.fromkeys(kubernetes_forms(manifest.resource), route)
+        route, forms = compiler.route(), kubernetes_forms(manifest.resource)
+        if not (shared and forms) or namespace_of(manifest.resource) == instance.namespace:
+            written[spec.host] = route
+        derived |= dict.fromkeys(forms, route)
         warnings += compiler.warnings
     return _table(providers, written, derived), warnings
 
@@ -111,8 +126,26 @@ def _table(
         # An operator's wildcard route covers the providers' own hosts as well.
         if not any(provider.spec.host.endswith(suffix) for suffix in wildcards):
             exact.setdefault(provider.spec.host, _own_route(provider))
-    longest_first = sorted(wildcards.items(), key=lambda item: (-len(item[0]), item[0]))
-    return RoutingTable({**derived, **exact}, tuple(longest_first))
+    return RoutingTable({**derived, **exact}, _longest_first(wildcards))
+
+
+def with_closed(table: RoutingTable, hosts: Mapping[str, str]) -> RoutingTable:
+    """Return a table that answers for more hosts, with 503 and for the reason given with each.
+
+    Hosts that the table has already stay as they are.
+    """
+    exact, wildcards = dict(table.exact), dict(table.wildcards)
+    for host, why in hosts.items():
+        rule = Rule("refused", f"refused/{host}", (), (), fault=why)
+        if host.startswith("*."):
+            wildcards.setdefault(host[1:], Route(None, host, (rule,)))
+        else:
+            exact.setdefault(host, Route(None, host, (rule,)))
+    return RoutingTable(exact, _longest_first(wildcards))
+
+
+def _longest_first(wildcards: Mapping[str, Route]) -> tuple[tuple[str, Route], ...]:
+    return tuple(sorted(wildcards.items(), key=lambda item: (-len(item[0]), item[0])))
 
 
 def _own_route(provider: Provider) -> Route:
@@ -156,9 +189,26 @@ class _RouteCompiler:
     def _targets(self, index: int, rule: RouteRule) -> Iterator[Target]:
         refs = rule.backend_refs
         for position, (ref, weight) in enumerate(zip(refs, _weights(refs), strict=True)):
+            if ref.backend_ref is not None:
+                backend = Backend.of(ref.backend_ref, namespace_of(self._resource))
+                yield self._cluster_target(backend, weight, ref.priority)
+                continue
             location = ("spec", "rules", index, "backendRefs", position, "providerHost")
             if provider := self._provider(ref.provider_host, location, "this backend"):
                 yield _target(provider, rule.name, weight, ref.priority)
+
+    def _cluster_target(self, backend: Backend, weight: int, priority: int) -> Target:
+        backends = self._instance.backends
+        return Target(
+            provider=backend.label,
+            host=backend.host,
+            scheme="http",
+            port=backend.port or DEFAULT_SERVICE_PORT,
+            weight=weight,
+            priority=priority,
+            endpoints=backends.endpoints(backend) if backends else None,
+            root_path=CHAT_PATH,
+        )
 
     def _mirror(self, index: int, rule: RouteRule, mirror: Mirror | None) -> MirrorTarget | None:
         if mirror is None:

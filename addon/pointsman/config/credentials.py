@@ -6,7 +6,7 @@ swap too, which is how mounted Kubernetes secrets rotate.
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
@@ -32,6 +32,10 @@ def mask(secret: str) -> str:
     return f"…{secret[-_SHOWN:]}" if len(secret) >= _LONG_ENOUGH_TO_SHOW else "…"
 
 
+class KeyUnavailableError(CredentialError):
+    """A key that the manifest names well and that is not here: it may be elsewhere, or later."""
+
+
 class Credential(Protocol):
     """Something that gives a key when a request leaves."""
 
@@ -53,6 +57,22 @@ class Literal:
 
     def __repr__(self) -> str:
         return f"Literal({mask(self._secret)})"
+
+
+class Awaited:
+    """A key that could not be had when the rules were loaded: each request asks again."""
+
+    __slots__ = ("_get",)
+
+    def __init__(self, get: Callable[[], Credential]) -> None:
+        self._get = get
+
+    def reveal(self) -> str:
+        """Return the key. Raises CredentialError as long as it can't be had."""
+        return self._get().reveal()
+
+    def __repr__(self) -> str:
+        return "Awaited()"
 
 
 class KeyFile:
@@ -100,7 +120,7 @@ class KeyFile:
                 secret = file.read(_MAX_KEY_FILE)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise CredentialError(
+            raise KeyUnavailableError(
                 f"the key file {self._path} can't be read ({reason}); check that it is mounted and"
                 " readable by the proxy's user"
             ) from None
@@ -148,7 +168,7 @@ def environment_value(name: str, environ: Mapping[str, str]) -> str:
         )
     if not (found := environ.get(name)):
         state = "empty" if name in environ else "not set"
-        raise CredentialError(
+        raise KeyUnavailableError(
             f"the environment variable {name} is {state}; export it before the proxy starts"
         )
     return found

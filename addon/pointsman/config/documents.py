@@ -26,6 +26,7 @@ class Document:
     """One resource as written: its plain values, and where they stand.
 
     `value` is what the resource is validated from; `line` and `problem` take a location in it.
+    An object of an API server (see `of_object`) has no lines.
     """
 
     file: str
@@ -33,8 +34,20 @@ class Document:
     api_version: str
     kind: str
     value: Mapping[str, Any] = field(repr=False)
-    _root: Node = field(repr=False)
-    _entries: Mapping[int, Entries] = field(repr=False)
+    _root: Node | None = field(default=None, repr=False)
+    _entries: Mapping[int, Entries] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_object(cls, value: Mapping[str, Any]) -> "Document":
+        """Return the document of an object as an API server gives it, in JSON's values.
+
+        Its file is `kind namespace/name`; relative paths in it are the process's own.
+        """
+        metadata = value.get("metadata")
+        named: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+        kind = str(value.get("kind"))
+        file = f"{kind} {named.get('namespace')}/{named.get('name')}"
+        return cls(file, Path(), str(value.get("apiVersion")), kind, value)
 
     @property
     def label(self) -> str:
@@ -58,9 +71,12 @@ class Document:
         value = self.at(*location)
         return value if isinstance(value, str) else None
 
-    def line(self, location: Location) -> int:
+    def line(self, location: Location) -> int | None:
         """Return the line of a field, or of the nearest one around it that exists."""
-        node, line = self._root, line_of(self._root)
+        return None if self._root is None else self._line(self._root, location)
+
+    def _line(self, root: Node, location: Location) -> int:
+        node, line = root, line_of(root)
         for part in location:
             if isinstance(node, MappingNode) and isinstance(part, str):
                 found = _entry(self._entries.get(id(node), {}), part)
@@ -79,12 +95,20 @@ class Document:
 
     def place(self) -> str:
         """Return `file:line`, for messages about another document."""
+        if self._root is None:
+            return self.file.partition(" ")[2]
         return f"{self.file}:{self.line(())}"
+
+    def spot(self, location: Location) -> str:
+        """Return where in this document a field stands, for messages about another field."""
+        line = self.line(location)
+        return field_path(location) or "" if line is None else f"line {line}"
 
     def problem(self, location: Location, message: str) -> Problem:
         """Return a problem at a location."""
         line = self.line(location)
-        return Problem(self.file, line, self.label, field_path(location), message)
+        label = None if self._root is None else self.label
+        return Problem(self.file, line, label, field_path(location), message)
 
 
 @dataclass(slots=True)

@@ -1,30 +1,68 @@
-"""The rules, from a file or a folder to a `RoutingTable`: all or nothing.
+"""The rules, from documents to a `RoutingTable`.
 
-Every fault of every file is found in one go, each with its file, line, resource, field and mend.
-Validation does not depend on who loads: labels and gateways only decide what enters the table.
+Every fault of every document is found in one go, each with its place, field and mend. Validation
+does not depend on who loads: labels and gateways only decide what enters the table.
+
+The manifests of a file or a folder (`load`) are all or nothing. The objects of a cluster have many
+owners: `load_objects` lets each stand by itself, so that no one's fault holds up the others.
+- An object that is at fault stays as it was when it was last good. One that never was is left out,
+  and its host is answered with 503: no request to it gets past.
+- Where two claim one host, the older one has it.
+- A backend that does not exist is left out of its rule, as one for other workloads is.
+- A key or a certificate that is not here may be elsewhere: its provider can't be called from here.
 """
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pointsman.config import calls, references
-from pointsman.config.compiling import Instance, compile_table
+from pointsman.config.backends import Backend
+from pointsman.config.compiling import Instance, compile_table, with_closed
 from pointsman.config.documents import Document, Reading, read
 from pointsman.config.files import FilesError, fingerprint, manifest_files
-from pointsman.config.problems import LoadError, Problem
+from pointsman.config.problems import LoadError, Problem, field_path
 from pointsman.config.references import Manifest, Manifests
-from pointsman.config.resources import API_GROUP, API_VERSION, KINDS, LLMProvider, LLMRoute
+from pointsman.config.resources import (
+    API_GROUP,
+    API_VERSION,
+    KINDS,
+    LLMProvider,
+    LLMRoute,
+    host_or_wildcard,
+)
 from pointsman.config.table import RoutingTable
 from pointsman.config.validation import extensions, validate
 
-__all__ = ["Instance", "LoadError", "Loaded", "Problem", "fingerprint", "load"]
+__all__ = [
+    "BackendUse",
+    "Instance",
+    "LoadError",
+    "Loaded",
+    "LoadedObjects",
+    "Problem",
+    "fingerprint",
+    "load",
+    "load_objects",
+]
+
+type Object = Mapping[str, Any]
 
 _ANY_SIDECAR = Instance()
 # From this likeness on, an API group with one of our kinds is ours with a slip of the pen.
 _MISSPELT = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class BackendUse:
+    """A backend in the cluster, and which field of which document names it."""
+
+    file: str
+    field: str | None
+    backend: Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +76,8 @@ class Loaded:
         warnings: what is allowed but can hardly be meant.
         skipped: the kinds of other API groups, each once: `Service`, `Deployment (apps/v1)`.
         extensions: each use of a field that is not one of ASM's own.
+        unresolved: references that lead nowhere; for files they are errors.
+        backends: each reference to a server in the cluster.
     """
 
     table: RoutingTable
@@ -46,6 +86,8 @@ class Loaded:
     warnings: tuple[Problem, ...] = ()
     skipped: tuple[str, ...] = ()
     extensions: tuple[Problem, ...] = ()
+    unresolved: tuple[Problem, ...] = ()
+    backends: tuple[BackendUse, ...] = ()
 
 
 def load(
@@ -73,29 +115,141 @@ def load(
         readings = [read(file, API_GROUP) for file in manifest_files(path)]
     except FilesError as error:
         raise LoadError([Problem(str(path), None, None, None, str(error))]) from None
+    loaded = _loaded(readings, instance, environ, shared=False, without_keys=without_keys)
+    warnings = (*_overlooked(path, readings), *loaded.warnings)
+    return replace(
+        loaded, warnings=tuple(_in_order(warnings, readings)), skipped=_skipped(readings)
+    )
+
+
+def _loaded(
+    readings: Sequence[Reading],
+    instance: Instance,
+    environ: Mapping[str, str],
+    *,
+    shared: bool,
+    without_keys: bool = False,
+) -> Loaded:
+    """Load what has been read. `shared`: by the rules for the objects of a cluster."""
     manifests, faulty, problems = _validated(readings)
-    problems += references.check(manifests)
+    problems += references.check(manifests, shared=shared)
+    unresolved = list(references.unknown_providers(manifests))
+    if not shared:
+        problems += unresolved
+    if instance.backends is None:
+        problems += references.pools(manifests)
     applying = [
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
     resolved = [
-        calls.resolve(provider, environ, without_keys=without_keys) for provider in applying
+        calls.resolve(provider, environ, without_keys=without_keys, shared=shared)
+        for provider in applying
     ]
-    problems += [problem for _, found in resolved for problem in found]
-    problems += [p for document in faulty for p in calls.key_faults(document, environ)]
+    problems += [problem for found in resolved for problem in found.problems]
+    if not shared:
+        problems += [p for document in faulty for p in calls.key_faults(document, environ)]
     if problems:
         raise LoadError(_in_order(problems, readings))
-    providers = [provider for provider, _ in resolved]
-    table, left_out = compile_table(providers, manifests.routes, instance)
-    warnings = [*_overlooked(path, readings), *references.warn(manifests), *left_out]
+    providers = [found.provider for found in resolved]
+    table, left_out = compile_table(providers, manifests.routes, instance, shared=shared)
+    unneeded = list(references.warn(manifests))
+    missing = [problem for found in resolved for problem in found.missing]
     return Loaded(
         table=table,
         providers=tuple(p.resource.metadata.name for p in manifests.providers),
         routes=tuple(r.resource.metadata.name for r in manifests.routes),
-        warnings=tuple(_in_order(warnings, readings)),
-        skipped=_skipped(readings),
+        warnings=tuple(_in_order([*unneeded, *left_out, *missing], readings)),
         extensions=tuple(_in_order(_extensions(manifests), readings)),
+        unresolved=tuple(unresolved),
+        backends=tuple(
+            BackendUse(route.document.file, field_path(location), backend)
+            for route, location, backend in references.cluster_backends(manifests.routes)
+        ),
     )
+
+
+# --- objects of a cluster -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedObjects:
+    """What came of the objects of a cluster; objects go by `kind namespace/name`.
+
+    Attributes:
+        loaded: what can go live.
+        good: the objects as they are in use; what `load_objects` wants the next time.
+        refused: what is wrong with each that is not in use as it stands.
+    """
+
+    loaded: Loaded
+    good: Mapping[str, Object] = field(repr=False)
+    refused: Mapping[str, tuple[Problem, ...]]
+
+
+def load_objects(
+    objects: Iterable[Object],
+    *,
+    good: Mapping[str, Object],
+    instance: Instance,
+    environ: Mapping[str, str] | None = None,
+) -> LoadedObjects:
+    """Load the objects of a cluster, each by itself. It raises nothing for what they say.
+
+    Args:
+        objects: as the API server gives them, of our two kinds.
+        good: those of the last time that were in use, as they were then.
+        instance: as for `load`; it has the namespace of the workload.
+        environ: as for `load`.
+    """
+    environ = os.environ if environ is None else environ
+    documents = {d.file: d for d in map(Document.of_object, sorted(objects, key=_age))}
+    chosen = dict(documents)
+    refused: dict[str, tuple[Problem, ...]] = {}
+    while True:
+        readings = [Reading(name, [document]) for name, document in chosen.items()]
+        try:
+            loaded = _loaded(readings, instance, environ, shared=True)
+            break
+        except LoadError as error:
+            # Each turn takes something back, so there is an end to it.
+            for name in dict.fromkeys(problem.file for problem in error.problems):
+                found = tuple(p for p in error.problems if p.file == name)
+                refused.setdefault(name, found)
+                before = good.get(name)
+                if before is not None and chosen[name] is documents[name]:
+                    chosen[name] = Document.of_object(before)
+                else:
+                    del chosen[name]
+    closed = {
+        host: f"{name} is at fault: its status, or the log, says why"
+        for name in refused
+        if name not in chosen
+        for host in _hosts(documents[name], instance.namespace)
+    }
+    table = with_closed(loaded.table, closed)
+    in_use = {name: document.value for name, document in chosen.items()}
+    return LoadedObjects(replace(loaded, table=table), in_use, refused)
+
+
+def _age(value: Object) -> tuple[str, str, str]:
+    """Sort by age: where two claim one thing, the older has it (as in the Gateway API)."""
+    metadata = value.get("metadata")
+    named = metadata if isinstance(metadata, dict) else {}
+    made, namespace, name = map(named.get, ("creationTimestamp", "namespace", "name"))
+    return str(made), str(namespace), str(name)
+
+
+def _hosts(document: Document, home: str) -> tuple[str, ...]:
+    """Return the hosts that an object at fault has, as far as they can be read."""
+    try:
+        host = host_or_wildcard(document.text("spec", "host") or "")
+    except ValueError:
+        return ()
+    if document.kind != "LLMRoute":
+        return (host,)
+    namespace = document.text("metadata", "namespace") or references.DEFAULT_NAMESPACE
+    forms = references.forms(host, namespace)
+    return (host, *forms) if not forms or namespace == home else forms
 
 
 def _validated(

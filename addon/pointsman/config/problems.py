@@ -20,8 +20,9 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        file: as the caller named it, so that an editor can open it.
-        line: from 1; None where the file as a whole is meant.
+        file: as the caller named it, so that an editor can open it; of an object in a cluster
+            `kind namespace/name`.
+        line: from 1; None where the file as a whole is meant, and in a cluster.
         resource: kind and name, such as `LLMProvider/dashscope-qwen`.
         field: the path of the field, such as `spec.rules[1].backendRefs[0].weight`.
         message: what is wrong and what to write instead.

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pointsman.config.backends import INFERENCE_POOL, Backend
 from pointsman.config.documents import Document
 from pointsman.config.problems import Location, Problem, did_you_mean
 from pointsman.config.resources import LLMProvider, LLMRoute, WorkloadSelector, host_name
@@ -38,8 +39,11 @@ class Manifests:
     complete: bool
 
 
-def check(manifests: Manifests) -> Iterator[Problem]:
-    """Yield each contradiction between documents."""
+def check(manifests: Manifests, *, shared: bool = False) -> Iterator[Problem]:
+    """Yield each contradiction between documents.
+
+    `shared`: they are of many namespaces, so that hosts without dots clash only within one.
+    """
     same_name = list(_same_names(manifests.documents))
     for later, earlier in same_name:
         message = (
@@ -47,14 +51,12 @@ def check(manifests: Manifests) -> Iterator[Problem]:
         )
         yield later.problem(("metadata", "name"), message)
     told = {(id(later), id(earlier)) for later, earlier in same_name}
-    yield from _same_hosts(manifests.providers, told)
-    yield from _same_hosts(manifests.routes, told)
+    yield from _same_hosts(manifests.providers, told, shared=shared)
+    yield from _same_hosts(manifests.routes, told, shared=shared)
     for route in manifests.routes:
         yield from _rule_names(route)
         for index in range(len(route.resource.spec.rules)):
-            yield from _repeated_providers(route, index)
-    if manifests.complete:
-        yield from _unknown_providers(manifests)
+            yield from _repeated_backends(route, index)
 
 
 def warn(manifests: Manifests) -> Iterator[Problem]:
@@ -85,7 +87,12 @@ def rule_name(route: LLMRoute, index: int) -> str:
 
 def kubernetes_forms(route: LLMRoute) -> tuple[str, ...]:
     """Return the other names of a host without dots: those of the Service in its namespace."""
-    host, namespace = route.spec.host, namespace_of(route).lower()
+    return forms(route.spec.host, namespace_of(route))
+
+
+def forms(host: str, namespace: str) -> tuple[str, ...]:
+    """Return the other names of a route's host without dots, in a namespace."""
+    namespace = namespace.lower()
     if "." in host or ":" in host:
         return ()
     short = f"{host}.{namespace}"
@@ -112,12 +119,14 @@ def _same_names(documents: Iterable[Document]) -> Iterator[tuple[Document, Docum
 def _same_hosts(
     manifests: Sequence[Manifest[LLMProvider]] | Sequence[Manifest[LLMRoute]],
     told: set[tuple[int, int]],
+    *,
+    shared: bool,
 ) -> Iterator[Problem]:
     by_host: dict[str, list[Manifest[LLMProvider] | Manifest[LLMRoute]]] = defaultdict(list)
     for manifest in manifests:
         resource, document = manifest.resource, manifest.document
         forms = kubernetes_forms(resource) if isinstance(resource, LLMRoute) else ()
-        hosts = (resource.spec.host, *forms)
+        hosts = forms if shared and forms else (resource.spec.host, *forms)
         clash = next((e for host in hosts for e in by_host[host] if _may_meet(manifest, e)), None)
         for host in hosts:
             by_host[host].append(manifest)
@@ -148,8 +157,8 @@ def _rule_names(route: Manifest[LLMRoute]) -> Iterator[Problem]:
         name = rule_name(route.resource, index)
         first = seen.setdefault(name, index)
         if first != index:
-            line = route.document.line(("spec", "rules", first))
-            message = f"the rule in line {line} has this name too; rename one of them"
+            place = route.document.spot(("spec", "rules", first))
+            message = f"the rule in {place} has this name too; rename one of them"
             yield route.document.problem(("spec", "rules", index, "name"), message)
 
 
@@ -164,20 +173,50 @@ def _unreached_rules(route: Manifest[LLMRoute]) -> Iterator[Problem]:
         yield route.document.problem(("spec", "rules", index), message)
 
 
-def _repeated_providers(route: Manifest[LLMRoute], rule: int) -> Iterator[Problem]:
+def _repeated_backends(route: Manifest[LLMRoute], rule: int) -> Iterator[Problem]:
     refs = route.resource.spec.rules[rule].backend_refs
-    seen: Counter[str] = Counter()
+    seen: Counter[str | Backend] = Counter()
     for index, ref in enumerate(refs):
-        if ref.provider_host is None:
-            continue
-        seen[ref.provider_host] += 1
-        if seen[ref.provider_host] > 1:
-            message = "this rule has that provider already; keep one of them and add up the weights"
-            location = ("spec", "rules", rule, "backendRefs", index, "providerHost")
+        backend: str | Backend = ref.provider_host or ""
+        if ref.backend_ref is not None:
+            backend = Backend.of(ref.backend_ref, namespace_of(route.resource))
+        seen[backend] += 1
+        if seen[backend] > 1:
+            what, field = (
+                ("backend", "backendRef") if ref.backend_ref else ("provider", "providerHost")
+            )
+            message = f"this rule has that {what} already; keep one of them and add up the weights"
+            location = ("spec", "rules", rule, "backendRefs", index, field)
             yield route.document.problem(location, message)
 
 
-def _unknown_providers(manifests: Manifests) -> Iterator[Problem]:
+def pools(manifests: Manifests) -> Iterator[Problem]:
+    """Yield each reference to an InferencePool as what an instance without a cluster can't have."""
+    for route, location, backend in cluster_backends(manifests.routes):
+        if backend.kind == INFERENCE_POOL:
+            message = (
+                "the pods of an InferencePool are read from the Kubernetes API, and this instance"
+                " reads none; set llm_kubernetes=true, or name the Service of the pool"
+            )
+            yield route.document.problem(location, message)
+
+
+def cluster_backends(
+    routes: Iterable[Manifest[LLMRoute]],
+) -> Iterator[tuple[Manifest[LLMRoute], Location, Backend]]:
+    """Yield each backend in the cluster, and where which route names it."""
+    for route in routes:
+        for index, rule in enumerate(route.resource.spec.rules):
+            for position, ref in enumerate(rule.backend_refs):
+                if ref.backend_ref is not None:
+                    place = ("spec", "rules", index, "backendRefs", position, "backendRef")
+                    yield route, place, Backend.of(ref.backend_ref, namespace_of(route.resource))
+
+
+def unknown_providers(manifests: Manifests) -> Iterator[Problem]:
+    """Yield each reference to a provider that does not exist."""
+    if not manifests.complete:
+        return
     try:
         # A misspelt kind may be a provider too.
         candidates = [d for d in manifests.documents if d.kind != "LLMRoute"]

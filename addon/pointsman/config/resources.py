@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -98,7 +99,8 @@ def _host_mend(host: str) -> str:
     return "write the bare host name, without scheme, port or path, such as api.openai.com"
 
 
-def _host_or_wildcard(value: str) -> str:
+def host_or_wildcard(value: str) -> str:
+    """Return a host name, or `*.` and one, in its normal form. Raises ValueError."""
     if value.startswith("*."):
         return "*." + host_name(value[2:])
     return host_name(value)
@@ -180,21 +182,48 @@ def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
     return value
 
 
-Host = Annotated[str, AfterValidator(host_name)]
-HostOrWildcard = Annotated[str, AfterValidator(_host_or_wildcard)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-PositiveDuration = Annotated[Duration, Field(gt=0)]
-Address = Annotated[tuple[str, int], BeforeValidator(_address)]
-UrlPath = Annotated[str, AfterValidator(_path)]
+# The schemas are for the CustomResourceDefinitions: what an API server can check of a type. They
+# take whatever the validator beside them takes; their patterns are understood by Go and Python.
+_NAME_PATTERN = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_HOST_PATTERN = (
+    rf"{_NAME_PATTERN}(\.{_NAME_PATTERN})*\.?|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]?"
+)
+_TEXT = {"type": "string", "minLength": 1, "pattern": r"\S"}
+_DURATION_SCHEMA = {
+    "type": "string",
+    "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
+    "maxLength": 64,
+}
+
+
+def _text(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$"})
+
+
+Host = Annotated[str, AfterValidator(host_name), _text(_HOST_PATTERN)]
+HostOrWildcard = Annotated[
+    str, AfterValidator(host_or_wildcard), _text(rf"(\*\.)?({_HOST_PATTERN})")
+]
+Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+PositiveDuration = Annotated[
+    Duration, Field(gt=0), WithJsonSchema({**_DURATION_SCHEMA, "allOf": [{"pattern": "[1-9]"}]})
+]
+Address = Annotated[
+    tuple[str, int],
+    BeforeValidator(_address),
+    _text(r"(\[[0-9a-fA-F:.]+\]|[^:/\s]+):[0-9]{1,5}"),
+]
+UrlPath = Annotated[str, AfterValidator(_path), _text('/[!-"$-~]*')]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 DISTINCT_NAMES = BeforeValidator(_distinct_names)
-ModelName = Annotated[str, Field(min_length=1), AfterValidator(_some_text)]
-TextToMatch = Annotated[str, AfterValidator(_some_text_to_match)]
-Regex = Annotated[TextToMatch, AfterValidator(_regex)]
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(_some_text), WithJsonSchema(_TEXT)]
+TextToMatch = Annotated[str, AfterValidator(_some_text_to_match), WithJsonSchema(_TEXT)]
+Regex = Annotated[TextToMatch, AfterValidator(_regex), WithJsonSchema(_TEXT)]
 Port = Annotated[int, Field(gt=0, le=_MAX_PORT)]
 Labels = dict[str, str]
 # YAML has lists, a frozen model has tuples; only this conversion is lax.
 LIST = Field(strict=False)
+FILLED_LIST = Field(strict=False, json_schema_extra={"minItems": 1})
 NOT_EMPTY = AfterValidator(_not_empty)
 
 
@@ -239,7 +268,9 @@ class ApiKeyFrom(Model):
     """Where the key stands instead of in the manifest: an environment variable or a file."""
 
     env: str | None = None
+    """The name of an environment variable of the proxy."""
     file: str | None = None
+    """The path of a file, read again when it changes: a mounted Secret, say."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -260,7 +291,9 @@ class Params(Model):
     """Top-level fields of a chat body: `set` overrides the client's, `default` fills in."""
 
     set: dict[str, Any] = {}
+    """Replaces what the client sent."""
     default: dict[str, Any] = {}
+    """Stands in where the client sent nothing."""
 
     @field_validator("set", "default")
     @classmethod
@@ -308,21 +341,35 @@ def header_value(value: str) -> str:
     return value
 
 
+HeaderValue = Annotated[str, AfterValidator(header_value), _text(r"[^\x00-\x08\x0A-\x1F\x7F]*")]
+
+
 class OpenAIConfig(Model):
     """How to call a provider that speaks the OpenAI API."""
 
     model: ModelName | None = None
+    """The model that is asked for; absent: the client's own."""
     stream: bool | None = None
+    """Whether the answer is asked for as a stream; absent: as the client wants it. The client
+    gets the shape that it asked for.
+    """
     api_key: Annotated[Annotated[str, Field(min_length=1)] | None, Field(repr=False)] = None
+    """The key, or ${NAME} for an environment variable of the proxy. Whoever may read this object
+    reads a literal key: prefer apiKeyFrom, or ${NAME}.
+    """
     api_key_from: Annotated[ApiKeyFrom | None, EXTENSION] = None
+    """Where the key stands instead."""
     model_mapping: Annotated[dict[str, ModelName], EXTENSION] = {}
+    """The provider's model for a client's model, or for a prefix of it that ends with *."""
     headers: Annotated[
-        dict[OwnHeaderName, Annotated[str, AfterValidator(header_value)]],
+        dict[OwnHeaderName, HeaderValue],
         DISTINCT_NAMES,
         EXTENSION,
         Field(repr=False),
     ] = {}
+    """Headers that are set on each request; ${NAME} stands for an environment variable."""
     params: Annotated[Params, EXTENSION] = Params()
+    """Fields of the chat body that are set."""
 
     @field_validator("model_mapping")
     @classmethod
@@ -363,6 +410,7 @@ class ProviderConfig(Model):
     """A union of which one member is set."""
 
     open_ai_config: Annotated[OpenAIConfig | None, Field(alias="openAIConfig")] = None
+    """The provider speaks the OpenAI API."""
     anthropic_config: Annotated[AnthropicConfig | None, EXTENSION, PENDING] = None
     gemini_config: Annotated[GeminiConfig | None, EXTENSION, PENDING] = None
     azure_open_ai_config: Annotated[
@@ -379,15 +427,22 @@ class Configs(Model):
     """The config of a provider, and what single rules have instead."""
 
     default_config: ProviderConfig | None = None
+    """Used unless the rule that a request came by has its own."""
     route_specific_configs: dict[str, ProviderConfig] = {}
+    """By the name of a rule: merged field by field over the default for requests that came by
+    it.
+    """
 
 
 class Tls(Model):
     """TLS towards the provider; verification is on unless switched off by name."""
 
     ca_file: str | None = None
+    """The path of the authorities that are trusted instead of the system's (PEM)."""
     sni: Host | None = None
+    """The name that is asked for and verified; absent: the host."""
     insecure_skip_verify: bool = False
+    """Accept any certificate."""
 
     @model_validator(mode="after")
     def _verified_or_not(self) -> Self:
@@ -403,16 +458,22 @@ class Timeouts(Model):
     """Bounds for one attempt, in seconds once loaded."""
 
     connect: PositiveDuration | None = None
+    """Until the connection can be used; 10s if absent."""
     first_byte: PositiveDuration | None = None
+    """From the sent request to the first content."""
     idle: PositiveDuration | None = None
+    """Between two chunks of the answer."""
 
 
 class OutlierDetection(Model):
     """Passive health: when a target is set aside, and for how long (seconds once loaded)."""
 
     consecutive_failures: Annotated[int, Field(gt=0)] = 5
+    """Failures in a row that set a target aside; 5 if absent."""
     base_ejection: PositiveDuration = 30.0
+    """How long the first time; each time in a row twice as long. 30s if absent."""
     max_ejection: PositiveDuration = 300.0
+    """How long at most; 5m if absent."""
 
     @model_validator(mode="after")
     def _base_within_max(self) -> Self:
@@ -435,22 +496,36 @@ class WorkloadSelector(Model):
     """The labels that a workload must have for the resource to apply to it."""
 
     labels: Labels = {}
+    """All of them must match; none: every workload."""
 
 
 class LLMProviderSpec(Model):
     """A host, a path, and how to call it."""
 
     workload_selector: WorkloadSelector | None = None
+    """The workloads that this applies to; absent: all."""
     host: Host
+    """The provider's host name, without scheme, port or path; unique among providers."""
     path: UrlPath | None = None
+    """The chat endpoint, such as /v1/chat/completions; absent: the client's path stays."""
     scheme: Annotated[Literal["http", "https"] | None, EXTENSION] = None
+    """https if absent."""
     port: Annotated[Port | None, EXTENSION] = None
+    """443 if absent, 80 with scheme http."""
     address: Annotated[Address | None, EXTENSION] = None
+    """Connect to host:port instead, while Host and SNI stay the host."""
     tls: Annotated[Tls | None, EXTENSION] = None
+    """TLS towards the provider."""
     configs: Configs | None = None
+    """How the provider is called; absent: its traffic is only accounted for."""
     stream_usage: Annotated[Literal["inject", "asIs"] | None, EXTENSION] = None
+    """Whether a chat stream is asked for its usage where the client did not; inject if there is
+    an openAIConfig, else asIs.
+    """
     timeouts: Annotated[Timeouts | None, EXTENSION] = None
+    """Bounds for one attempt."""
     outlier_detection: Annotated[OutlierDetection | None, EXTENSION] = None
+    """When a failing target is set aside."""
 
     @model_validator(mode="after")
     def _tls_needs_https(self) -> Self:
@@ -466,8 +541,11 @@ class StringMatch(Model):
     """At most one of exact, prefix and regex (RE2, the whole value); none: the thing is present."""
 
     exact: TextToMatch | None = None
+    """The whole value."""
     prefix: TextToMatch | None = None
+    """What the value begins with."""
     regex: Regex | None = None
+    """An RE2 expression for the whole value."""
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
@@ -481,7 +559,12 @@ def _exact_from_string(value: object) -> object:
 
 
 # `method: POST` is what everyone writes first; on the extension fields a bare string means exact.
-StringOrMatch = Annotated[StringMatch, BeforeValidator(_exact_from_string)]
+# (A structural schema has no type for either of two, so an API server takes anything there.)
+StringOrMatch = Annotated[
+    StringMatch,
+    BeforeValidator(_exact_from_string),
+    WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True}),
+]
 
 
 def _matches_a_path(match: StringMatch) -> StringMatch:
@@ -514,11 +597,17 @@ class Match(Model):
     """What stands inside one match is ANDed."""
 
     headers: Annotated[dict[HeaderName, StringMatch], DISTINCT_NAMES] = {}
+    """By the name of a header, in any case; {} means that it is present."""
     source_labels: Labels = {}
+    """Labels of this workload."""
     gateways: Annotated[tuple[str, ...], LIST] = ()
+    """The gateway names of the instance; none, or mesh: the sidecar."""
     path: Annotated[PathMatch | None, EXTENSION] = None
+    """The path without its query: a text for the whole of it, or exact, prefix or regex."""
     method: Annotated[MethodMatch | None, EXTENSION] = None
+    """The HTTP method, likewise."""
     model: Annotated[StringOrMatch | None, EXTENSION] = None
+    """The model in the client's body, likewise."""
 
     @property
     def takes_all(self) -> bool:
@@ -527,23 +616,67 @@ class Match(Model):
         return not (self.headers or self.source_labels or self.gateways) and not any(given)
 
 
+# RFC 1035 and RFC 1123, as an API server has them for names of objects.
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
+# What a backendRef may name, and the API that it is read with.
+SERVICE = "Service"
+INFERENCE_POOL = "InferencePool"
+BACKEND_APIS = {
+    ("", SERVICE): "v1",
+    ("core", SERVICE): "v1",
+    ("inference.networking.k8s.io", INFERENCE_POOL): "inference.networking.k8s.io/v1",
+    ("inference.networking.x-k8s.io", INFERENCE_POOL): "inference.networking.x-k8s.io/v1alpha2",
+}
+
+
+def _object_name(value: str) -> str:
+    if len(value) > _MAX_HOST or not _OBJECT_NAME.match(value):
+        raise ValueError(
+            "this is not a name that Kubernetes has; write lower-case letters, digits, - and ."
+        )
+    return value
+
+
+ObjectName = Annotated[str, AfterValidator(_object_name), _text(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")]
+
+
 class ObjectRef(Model):
-    """An in-cluster server: a Service or an InferencePool."""
+    """A server in the cluster: a Service, or the ready pods of an InferencePool."""
 
     group: str = ""
-    kind: str = "Service"
-    name: str
-    namespace: str | None = None
-    port: Port | None = None
+    """The API group; a Service has none."""
+    kind: str = SERVICE
+    """Service or InferencePool; Service if absent."""
+    name: ObjectName
+    """The object's name."""
+    namespace: ObjectName | None = None
+    """The object's namespace; the route's own if absent."""
+    port: Annotated[Port | None, EXTENSION] = None
+    """The Service's port; needed where it has several and none is named http."""
+
+    @model_validator(mode="after")
+    def _known_kind(self) -> Self:
+        if (self.group, self.kind) not in BACKEND_APIS:
+            raise ValueError(
+                "only these can be a backend: kind Service with no group, and kind InferencePool"
+                " with the group inference.networking.k8s.io or inference.networking.x-k8s.io"
+            )
+        if self.port is not None and self.kind == INFERENCE_POOL:
+            raise ValueError("an InferencePool has its own ports; remove port")
+        return self
 
 
 class BackendRef(Model):
     """One of a rule's backends and its share of the requests."""
 
     provider_host: Host | None = None
-    backend_ref: Annotated[ObjectRef | None, PENDING] = None
+    """The host of an LLMProvider."""
+    backend_ref: ObjectRef | None = None
+    """A Service or an InferencePool in the cluster."""
     weight: Annotated[int, Field(ge=0)] | None = None
+    """Its share is weight / sum of the weights; absent: 0, unless it stands alone."""
     priority: Annotated[Annotated[int, Field(ge=0)], EXTENSION] = 0
+    """0 is used first; a higher one when every lower one fails or is set aside."""
 
     @model_validator(mode="after")
     def _one_backend(self) -> Self:
@@ -559,6 +692,13 @@ def _status_as_string(value: object) -> object:
 RetryCondition = Annotated[
     Literal["connect-failure", "reset", "429", "5xx", "first-byte-timeout"],
     BeforeValidator(_status_as_string),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "enum": ["connect-failure", "reset", "429", 429, "5xx", "first-byte-timeout"],
+        }
+    ),
 ]
 
 
@@ -572,9 +712,15 @@ class Retry(Model):
     """When and how often another attempt is made; `attempts` counts the first one."""
 
     attempts: Annotated[int, Field(ge=1)] | None = None
-    retry_on: Annotated[tuple[RetryCondition, ...], LIST, AfterValidator(_some_condition)] = ()
+    """How many at most, the first included; absent: each target once."""
+    retry_on: Annotated[
+        tuple[RetryCondition, ...], FILLED_LIST, AfterValidator(_some_condition)
+    ] = ()
+    """What leads to another attempt; absent: all of them."""
     per_try_timeout: PositiveDuration | None = None
+    """Until the first content of an attempt."""
     backoff: Duration | None = None
+    """The first pause before the same target is tried again; 25ms if absent."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -590,8 +736,11 @@ class Affinity(Model):
     """The value that keeps its target: a header, a cookie, or a field of the JSON body."""
 
     header: HeaderName | None = None
+    """The name of a header."""
     cookie: Annotated[str, Field(min_length=1)] | None = None
+    """The name of a cookie."""
     body_field: Annotated[str, Field(min_length=1)] | None = None
+    """A field of the JSON body, with dots for fields inside it."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -603,19 +752,28 @@ class Mirror(Model):
     """A copy of a share of the requests that the client never sees."""
 
     provider_host: Host
+    """The host of the LLMProvider that gets the copy."""
     percent: Annotated[float, Field(ge=0, le=100)] = 100.0
+    """The share of the requests that are copied, 0 to 100; all if absent."""
 
 
 class RouteRule(Model):
     """One of a route's ordered rules: what it matches and where that goes."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
+    """Unique in the route; what routeSpecificConfigs refer to."""
     matches: Annotated[tuple[Match, ...], LIST] = ()
-    backend_refs: Annotated[tuple[BackendRef, ...], LIST, NOT_EMPTY]
+    """One of them has to match; none: every request."""
+    backend_refs: Annotated[tuple[BackendRef, ...], FILLED_LIST, NOT_EMPTY]
+    """Where the requests go."""
     retry: Annotated[Retry | None, EXTENSION] = None
+    """When another attempt is made."""
     affinity: Annotated[Affinity | None, EXTENSION] = None
+    """What keeps a value on its target."""
     mirror: Annotated[Mirror | None, EXTENSION] = None
+    """A copy for another provider."""
     mode: Annotated[Literal["route", "observe"] | None, EXTENSION] = None
+    """observe: only log where requests would go."""
 
     @property
     def takes_all(self) -> bool:
@@ -638,9 +796,15 @@ class LLMRouteSpec(Model):
     """The host that clients call, and the rules that say where its requests go."""
 
     workload_selector: WorkloadSelector | None = None
+    """The workloads that this applies to; absent: all."""
     host: HostOrWildcard
+    """The host that clients call: a provider's, a Service's, any name, or *.suffix; unique among
+    routes.
+    """
     gateways: Annotated[tuple[str, ...], LIST] = ()
-    rules: Annotated[tuple[RouteRule, ...], LIST, NOT_EMPTY]
+    """The gateway names that serve this; none, or mesh: the sidecar."""
+    rules: Annotated[tuple[RouteRule, ...], FILLED_LIST, NOT_EMPTY]
+    """In order; the first that matches decides."""
 
 
 # --- the kinds ------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ References are resolved, configs merged, expressions compiled; nothing is valida
 What does not apply to this workload (its labels, its gateway names) has been left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pointsman.config.backends import Endpoints
 from pointsman.config.credentials import Credential
 from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.resources import Affinity, normalise_host
@@ -84,6 +85,9 @@ class Target:
 
     `scheme`, `port` and `address` are None where the manifest does not set them. `config` is None
     for a provider without `configs`: its traffic is accounted for and not rewritten.
+
+    A server in the cluster is a target too. Its `endpoints`, if the cluster is read, give the
+    address for each attempt; `root_path` is where a POST to `/` goes, while all other paths stay.
     """
 
     provider: str
@@ -99,6 +103,8 @@ class Target:
     priority: int = 0
     limits: TimeLimits = TimeLimits()
     ejection: Ejection = Ejection()
+    endpoints: Endpoints | None = None
+    root_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,8 @@ class Rule:
     """One rule of a route.
 
     No matches: catch-all. No targets: none applies to this workload. The targets are in the order
-    of their priorities, within one as written; a weight counts within its priority.
+    of their priorities, within one as written; a weight counts within its priority. `fault` says
+    why nothing can be chosen, where that is not for the workload's labels.
     """
 
     name: str
@@ -147,6 +154,7 @@ class Rule:
     observe: bool = False
     retry: RetryPolicy = RetryPolicy()
     mirror: MirrorTarget | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,12 @@ class RoutingTable:
     wildcards: tuple[tuple[str, Route], ...] = ()
     passthrough: Hosts = NO_HOSTS
     denied: Hosts = NO_HOSTS
+
+    def targets(self) -> Iterator[Target]:
+        """Yield each target of each rule; of one route that has several hosts, each time."""
+        for route in (*self.exact.values(), *(route for _, route in self.wildcards)):
+            for rule in route.rules:
+                yield from rule.targets
 
     def lookup(self, host: str | None) -> Route | None:
         """Return the route that answers for a host name (any case, no port), or None."""

@@ -56,8 +56,7 @@ def extensions(resource: Resource, document: Document) -> Iterator[Problem]:
 
 def _pending(document: Document, model: type[BaseModel]) -> Iterator[Problem]:
     for location in _marked(model, document.value, PENDING):
-        mend = "use providerHost" if location[-1] == "backendRef" else "remove it"
-        yield document.problem(location, f"{location[-1]} is not supported yet; {mend}")
+        yield document.problem(location, f"{location[-1]} is not supported yet; remove it")
 
 
 def _marked(annotation: Any, value: object, marker: Marker) -> Iterator[Location]:

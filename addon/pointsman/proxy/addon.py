@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,14 @@ from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
 from pointsman.config.labels import parse_labels
-from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
-from pointsman.config.problems import Problem, did_you_mean
+from pointsman.config.loading import Instance, Loaded, LoadError
+from pointsman.config.problems import did_you_mean
 from pointsman.config.resources import parse_duration
-from pointsman.locations import default_rules
+from pointsman.kubernetes.api import MissingClientError, require_client
+from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
+from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import contentviews, tuning
+from pointsman.proxy.commands import Commands
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
@@ -35,12 +37,12 @@ from pointsman.proxy.exporting import Exporting
 from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
-from pointsman.proxy.options import DEFAULT_RULES, declare
+from pointsman.proxy.options import declare
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
-from pointsman.proxy.reload import watch_rules
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
+from pointsman.proxy.rules import CLUSTER, Rules, rules_of
 from pointsman.proxy.upstream_tls import start_tls
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
@@ -48,6 +50,7 @@ from pointsman.telemetry.cost import load_prices
 logger = logging.getLogger(__name__)
 
 _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
+_RULES_OPTIONS = {"llm_rules", "llm_labels", "llm_gateways", "llm_kubernetes", "llm_status"}
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -61,14 +64,13 @@ class Pointsman:
         self.drain = Drain(self.router)
         self._measuring = Measuring(self.router)
         self._exporting = Exporting(self.router)
-        self.endpoint = Endpoint(self.router, self.drain)
+        self.endpoint = Endpoint(self.router, self.drain, self._faults)
         self._access_log: AccessLog | None = None
         self._running = False
         self._connect_timeouts = ConnectTimeouts()
         self._watcher: asyncio.Task[None] | None = None
-        self._rules = Path(DEFAULT_RULES)
-        self._instance = Instance()
-        self._seen: object = None
+        self._rules: Rules | None = None
+        self._backends = ClusterBackends(self._backends_changed)
         self._keep_flows = KeepFlows()
 
     # --- options and life -------------------------------------------------------------------------
@@ -81,6 +83,8 @@ class Pointsman:
         contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
+        commands = Commands(self.router, self.endpoint.live_now, self._load_rules)
+        ctx.master.commands.collect_commands(commands)
         self._take_options()
 
     def _take_options(self) -> None:
@@ -130,7 +134,7 @@ class Pointsman:
         self._configure_telemetry(updated)
         if updated & {"llm_passthrough", "llm_unknown"}:
             self.router.guard(**guarded_hosts(ctx.options.llm_passthrough, ctx.options.llm_unknown))
-        if updated & {"llm_labels", "llm_gateways", "llm_rules"}:
+        if updated & _RULES_OPTIONS:
             self._load_rules()
         if "connection_strategy" in updated and ctx.options.connection_strategy != "lazy":
             logger.warning(
@@ -166,6 +170,7 @@ class Pointsman:
             tuning.slim_down(ctx.master)
         else:
             self.router.own_keys = OwnKeys()
+            self.endpoint.collect()  # for llm.usage
             self.router.keep_ways = True
             self._keep_flows.attach(ctx.master)
             tuning.show_comments(ctx.options)
@@ -182,6 +187,7 @@ class Pointsman:
         if self._watcher:
             self._watcher.cancel()
             self._watcher = None
+        self._backends.stop()
         self.endpoint.stop()
         self.router.stop(self.drain.why())
         self._exporting.close()
@@ -207,22 +213,40 @@ class Pointsman:
             tuning.set_default(ctx.options, "flow_detail", 0)
 
     def _load_rules(self) -> None:
-        self._rules = rules_path(ctx.options.llm_rules)
-        # Before they are read: what changes while they are is found by the watcher.
-        self._seen = fingerprint(self._rules)
+        options = ctx.options
         try:
-            labels = parse_labels(ctx.options.llm_labels)
+            labels = parse_labels(options.llm_labels)
         except (OSError, ValueError) as error:
             raise exceptions.OptionsError(f"llm_labels: {error}") from None
-        self._instance = Instance(labels=labels, gateways=frozenset(ctx.options.llm_gateways))
+        cluster = options.llm_rules.startswith(CLUSTER)
+        backends = self._backends if cluster or options.llm_kubernetes else None
+        instance = Instance(
+            labels=labels,
+            gateways=frozenset(options.llm_gateways),
+            namespace=own_namespace(),
+            backends=backends,
+        )
         try:
-            loaded = load(self._rules, instance=self._instance)
-        except LoadError as error:
-            self._measuring.rules_refused()
+            if backends is not None:
+                require_client()
+            rules = rules_of(
+                options.llm_rules,
+                instance,
+                backends=backends,
+                confdir=Path(options.confdir).expanduser(),
+                writes_status=options.llm_status,
+            )
+            if not (cluster and self._running):  # then they go live when they are known
+                loaded = rules.load()
+        except (LoadError, MissingClientError, ValueError) as error:
             raise exceptions.OptionsError(str(error)) from None
+        self._rules = rules
         self.router.workload = workload_name(labels)
         self.router.namespace = os.environ.get("POD_NAMESPACE")
-        self._go_live(loaded)
+        if not (cluster and self._running):
+            if backends is not None and not self._running:
+                backends.read_once(loaded.table, BACKENDS_SECONDS)
+            self._go_live(loaded)
         if self._running:
             self._watch()
 
@@ -230,6 +254,7 @@ class Pointsman:
         self.router.go_live(loaded.table)
         self._measuring.rules_live()
         self.endpoint.rules_live(str(self._rules))
+        self._backends.keep(loaded.table)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -240,23 +265,36 @@ class Pointsman:
             len(loaded.routes),
             skipped,
         )
+        if self._rules and self._rules.faults:
+            self._refused()
 
-    def _refused(self, problems: Sequence[Problem]) -> None:
+    def _faults(self) -> tuple[str, ...]:
+        return self._rules.faults if self._rules else ()
+
+    def _refused(self) -> None:
+        """Tell that what is live is not all of what the rules say."""
         self._measuring.rules_refused()
-        self.endpoint.rules_refused(problems)
+        self.endpoint.rules_refused()
 
     def _watch(self) -> None:
         if self._watcher:
             self._watcher.cancel()
-        self._watcher = asyncio.get_running_loop().create_task(
-            watch_rules(
-                self._rules,
-                self._instance,
-                self._go_live,
-                self._seen,
-                self._refused,
-            )
-        )
+        self._watcher = asyncio.get_running_loop().create_task(self._follow())
+        self._watcher.add_done_callback(_tell_why)
+
+    async def _follow(self) -> None:
+        await self._backends.prepare(self.router.table)
+        if self._rules:
+            await self._rules.watch(self._take_over, self._refused)
+
+    async def _take_over(self, loaded: Loaded) -> None:
+        await self._backends.prepare(loaded.table)
+        self._go_live(loaded)
+
+    def _backends_changed(self) -> None:
+        self.router.endpoints_changed()
+        if self._rules:
+            self._rules.look_again()
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -349,15 +387,10 @@ class Pointsman:
             del flow.messages[:-1]
 
 
-def rules_path(option: str) -> Path:
-    """Return where the rules are. The default also stands beside the addon, or in the package."""
-    path = Path(option).expanduser()
-    if option != DEFAULT_RULES or path.exists():
-        return path
-    try:
-        return default_rules()
-    except FileNotFoundError:
-        return path
+def _tell_why(watcher: asyncio.Task[None]) -> None:
+    """Tell of a watch that has ended by itself: from then on, changes would be missed unseen."""
+    if not watcher.cancelled() and (error := watcher.exception()):
+        logger.error("the rules are no longer watched; restart the proxy", exc_info=error)
 
 
 def parse_size(text: str) -> int:

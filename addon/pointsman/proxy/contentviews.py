@@ -10,7 +10,7 @@ from mitmproxy import contentviews, http
 
 from pointsman.protocols.api import Api, detect, named
 from pointsman.protocols.encoding import TooLarge, Undecodable, stream_decoder
-from pointsman.proxy.showing import CUT, WAY, is_ours
+from pointsman.proxy.showing import COMPARED, CUT, WAY, is_ours
 from pointsman.proxy.tuning import describe
 from pointsman.viewing.bodies import (
     asks,
@@ -20,6 +20,7 @@ from pointsman.viewing.bodies import (
     show_answer,
     show_request,
 )
+from pointsman.viewing.comparing import section
 from pointsman.viewing.route import read
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class LLMContentview(contentviews.Contentview):
             event_stream=is_event_stream(metadata.content_type, data),
             way=way,
             whole_size=whole if isinstance(whole, int) else None,
+            compared=section(known.get(COMPARED)),
         )
 
     def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:

@@ -7,7 +7,7 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pointsman
 from pointsman.admin.server import Server, serve
 from pointsman.admin.shown import fingerprint, show_key, show_table
 from pointsman.admin.source import Readiness
-from pointsman.config.problems import Problem
 from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
@@ -48,17 +47,22 @@ _SHOWN = (
 
 
 class Endpoint:
-    """The listeners of one process, and their source (`admin.source.Source`)."""
+    """The listeners of one process, and their source (`admin.source.Source`).
 
-    def __init__(self, router: Router, drain: Drain) -> None:
+    `faults` tells why what is live may not be what the rules say.
+    """
+
+    def __init__(
+        self, router: Router, drain: Drain, faults: Callable[[], Sequence[str]] = lambda: ()
+    ) -> None:
         self._router = router
+        self._faults = faults
         self._drain = drain
         self._watching = Watching(router)
         self._servers: list[Server] = []
         self._rules: str | None = None
         self._live_since: str | None = None
         self._refused_at: str | None = None
-        self._problems: tuple[str, ...] = ()
 
     # --- its life ---------------------------------------------------------------------------------
 
@@ -112,17 +116,25 @@ class Endpoint:
             return "The proxy does not connect to its own admin endpoint."
         return None
 
+    def collect(self) -> None:
+        """Collect exchanges from now on, whether or not an endpoint shows them."""
+        self._watching.begin()
+
+    def live_now(self) -> dict[str, Any]:
+        """Return what has been collected."""
+        return self._watching.snapshot()
+
     # --- the rules --------------------------------------------------------------------------------
 
     def rules_live(self, where: str) -> None:
         """Note that rules have gone live."""
         self._rules, self._live_since = where, _now()
-        self._refused_at, self._problems = None, ()
+        self._refused_at = None
         self._watching.rules_live()
 
-    def rules_refused(self, problems: Iterable[Problem]) -> None:
-        """Note that a reload was refused, and why."""
-        self._refused_at, self._problems = _now(), tuple(map(str, problems))
+    def rules_refused(self) -> None:
+        """Note that rules were refused just now; `faults` tells why."""
+        self._refused_at = _now()
 
     # --- what it tells ----------------------------------------------------------------------------
 
@@ -138,7 +150,7 @@ class Endpoint:
             missing, others = self._router.keys.look(self._router.table)
             reasons += missing
             warnings += others
-        if self._refused_at:
+        if self._faults():
             warnings.append("the last change of the rules was refused: see /config")
         return Readiness(tuple(reasons), self._router.under_way, tuple(warnings))
 
@@ -153,15 +165,13 @@ class Endpoint:
 
     async def config(self) -> dict[str, Any]:
         """Return the live table and how it came about."""
-        table = self._router.table
+        table, faults = self._router.table, list(self._faults())
         return {
             "version": pointsman.__version__,
             "rules": self._rules,
             "liveSince": self._live_since,
             "fingerprint": fingerprint(table),
-            "refused": {"at": self._refused_at, "problems": list(self._problems)}
-            if self._refused_at
-            else None,
+            "refused": {"at": self._refused_at, "problems": faults} if faults else None,
             "options": _options(),
             "routes": show_table(table, self._now_of),
         }

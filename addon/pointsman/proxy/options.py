@@ -13,7 +13,10 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "llm_rules",
         str,
         DEFAULT_RULES,
-        "Directory (or file) with LLMProvider and LLMRoute manifests; read again on change.",
+        (
+            "Directory (or file) with LLMProvider and LLMRoute manifests, or kubernetes:NAMESPACE"
+            " for the objects of a cluster (kubernetes: for all of them); read again on change."
+        ),
     ),
     (
         "llm_access_log",
@@ -112,6 +115,24 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         (
             "How many finished flows mitmweb and the console keep; the oldest go first, those that"
             " you mark stay. 0: all. mitmdump keeps none."
+        ),
+    ),
+    (
+        "llm_kubernetes",
+        bool,
+        False,
+        (
+            "Read the Services and InferencePools that rules name from the Kubernetes API; always"
+            " on with llm_rules=kubernetes:."
+        ),
+    ),
+    (
+        "llm_status",
+        bool,
+        False,
+        (
+            "Write status.conditions of the LLMProvider and LLMRoute objects; for one instance of"
+            " a cluster, with llm_rules=kubernetes:."
         ),
     ),
 )

@@ -15,6 +15,7 @@ from functools import partial
 from mitmproxy import http
 from mitmproxy.net.http import url
 
+from pointsman.config.backends import Address, Endpoints
 from pointsman.config.credentials import CredentialError, mask
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
 from pointsman.errors import (
@@ -49,10 +50,9 @@ from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
 
+VIA = "llm_via"  # the provider that a person wants a replayed flow to go through
 _PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
-_OWN_KEYS_OF = (
-    "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
-)
+OWN_KEYS_OF = "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
@@ -115,6 +115,7 @@ class RoutedRequest:
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
         self._mirrored = False
+        self._occupied: tuple[Endpoints, Address] | None = None
         self._encoding = ""
         self._last_answer: http.Response | None = None
         self._body: Body | None = None
@@ -135,7 +136,7 @@ class RoutedRequest:
         request, own_keys = self.flow.request, self._router.own_keys
         known: Masked = {}
         if own_keys is not None and self.flow.is_replay:
-            known = own_keys.of(str(self.flow.metadata.get(_OWN_KEYS_OF)))
+            known = own_keys.of(str(self.flow.metadata.get(OWN_KEYS_OF)))
         fields = []
         for name, sent in request.headers.fields:
             value = shown = known.get((name, sent), sent)
@@ -154,7 +155,7 @@ class RoutedRequest:
             self._masked[_PATH, shown] = path
             request.data.path = shown
         if own_keys is not None and self._masked:
-            self.flow.metadata[_OWN_KEYS_OF] = self.flow.id
+            self.flow.metadata[OWN_KEYS_OF] = self.flow.id
             own_keys.keep(self.flow.id, self._masked)
 
     def client_request(self) -> ClientRequest:
@@ -226,8 +227,12 @@ class RoutedRequest:
 
     def _decide(self, request: ClientRequest) -> None:
         decision = None
+        via = self.flow.metadata.get(VIA) if self.flow.is_replay else None
         try:
-            decision = self._router.decide(self._route, request)
+            if via is None:
+                decision = self._router.decide(self._route, request)
+            else:
+                decision = self._router.decide_via(self._route, request, str(via))
         finally:
             self.exchange.decision = self._router.record(self._route, request, decision)
         self._take(decision)
@@ -297,6 +302,7 @@ class RoutedRequest:
             outgoing = rewrite(target, request, inject_usage=inject)
             exchange.provider, exchange.provider_host = target.provider, target.host
             self._router.health.begin(target, time.monotonic())
+        self._occupy(target)
         exchange.request_model = name_of(outgoing.model)
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
@@ -312,9 +318,11 @@ class RoutedRequest:
             started=time.perf_counter(),
         )
         exchange.attempts.append(attempt)
+        self._occupy(target)
         self.call = Call(target, self._traced(outgoing, attempt), attempt)
-        self._showing.rewritten(request, outgoing)
-        self._show()
+        if self._showing.full:
+            self._showing.rewritten(request, outgoing)
+            self._show()
         return self.call
 
     def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
@@ -329,6 +337,16 @@ class RoutedRequest:
         sent = {name.encode(): value.encode() for name, value in fields.items()}
         headers = tuple((name, sent.get(name.lower(), value)) for name, value in outgoing.headers)
         return replace(outgoing, headers=headers)
+
+    def _occupy(self, target: Target | None) -> None:
+        """Count the request at the endpoint that it goes to now, and no longer at the last one."""
+        if self._occupied is not None:
+            endpoints, address = self._occupied
+            endpoints.end(address)
+            self._occupied = None
+        if target is not None and target.endpoints is not None and target.address is not None:
+            target.endpoints.begin(target.address)
+            self._occupied = (target.endpoints, target.address)
 
     def mirror(self) -> None:
         """Send a copy if the rule says so: once, after the client's own request was sent."""
@@ -677,6 +695,7 @@ class RoutedRequest:
         elif self.decision is not None and not self.decision.observe:
             # Answered without a call: the probe that it may have been is free again.
             self._router.health.abandoned(self.decision.target, time.monotonic())
+        self._occupy(None)
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
             self._keep,

@@ -18,7 +18,7 @@ from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
 from pointsman.routing.matching import match, reads_body
-from pointsman.routing.planning import Plan, make_plan
+from pointsman.routing.planning import NoEndpointError, Plan, all_endpoints, make_plan
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
 from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
@@ -99,13 +99,15 @@ class Router:
         routes = [*table.exact.values(), *(route for _, route in table.wildcards)]
         keys = {rule.key for route in routes for rule in route.rules}
         self._draws = {key: draws for key, draws in self._draws.items() if key[0] in keys}
-        self.health.keep(
-            target for route in routes for rule in route.rules for target in rule.targets
-        )
         self._usage_refused.clear()
         self._usage_accepted.clear()
         self.keys.forget()
         self.table = replace(table, passthrough=self._passthrough, denied=self._denied)
+        self.endpoints_changed()
+
+    def endpoints_changed(self) -> None:
+        """Forget the health of what is no longer called."""
+        self.health.keep(all_endpoints(self.table.targets()))
 
     def guard(self, *, passthrough: Hosts, denied: Hosts) -> None:
         """Set which hosts are exempt from the rules, and which are refused where none names them.
@@ -139,14 +141,37 @@ class Router:
             plan = make_plan(callable_now, request, draw, self.health, now)
         except NoWeightError:
             raise NoTargetError(
-                f"The rule {rule.name} of the route for {route.host} has no provider to choose:"
-                " none has a weight and applies to this workload."
+                f"The rule {rule.name} of the route for {route.host} has no provider to choose: "
+                + (rule.fault or "none has a weight and applies to this workload.")
+            ) from None
+        except NoEndpointError:
+            raise NoTargetError(
+                f"The rule {rule.name} of the route for {route.host} has no backend to call:"
+                f" {_without_endpoints(rule)}."
             ) from None
         decision = Decision(route, rule, plan, observe, drawn[0] if drawn else None)
         if not decision.observe:
             # Now, not when it is sent: of requests that are decided together one alone may probe.
             self.health.begin(decision.target, now)
         return decision
+
+    def decide_via(self, route: Route, request: ClientRequest, provider: str) -> Decision:
+        """Return the decision for a request that a person sends to a provider of their choice.
+
+        The provider is called as the request's own rule calls it, else as another rule does.
+
+        Raises:
+            NoTargetError: no rule names the provider.
+        """
+        matched = match(route, request)
+        own = [matched] if matched else []
+        rules = [*own, *route.rules, *(r for one in self.table.exact.values() for r in one.rules)]
+        for rule in rules:
+            for target in rule.targets:
+                if provider in {target.provider, target.host}:
+                    plan = Plan((target,), (), attempts=1)
+                    return Decision(route, replace(rule, mirror=None), plan, observe=False)
+        raise NoTargetError(f"No rule names the provider {provider}.")
 
     def decide_unread(self, route: Route, request: ClientRequest) -> Decision | None:
         """Return the decision for a request whose body is too large to be read.
@@ -262,3 +287,13 @@ class Router:
     def usage_refused(self, target: Target) -> None:
         """Remember, until the next reload, that the provider does not take it."""
         self._usage_refused.add(target.host)
+
+
+def _without_endpoints(rule: Rule) -> str:
+    """Say why each backend of a rule has no endpoint."""
+    told = {
+        target.provider: target.endpoints.fault or "no pod is ready"
+        for target in rule.targets
+        if target.endpoints is not None
+    }
+    return "; ".join(f"{name}: {why}" for name, why in told.items())

@@ -33,12 +33,13 @@ def read(path: Path) -> Iterator[SavedRequest | None]:
         try:
             for flow in FlowReader(file).stream():
                 ours = isinstance(flow, http.HTTPFlow) and flow.request.method != "CONNECT"
-                yield _request(flow) if ours else None  # type: ignore[arg-type]
+                yield request_of(flow) if ours else None  # type: ignore[arg-type]
         except exceptions.FlowReadException:
             raise ValueError("it is no saved traffic (.mitm or HAR), or is cut short") from None
 
 
-def _request(flow: http.HTTPFlow) -> SavedRequest:
+def request_of(flow: http.HTTPFlow) -> SavedRequest:
+    """Return a flow's request as routing sees it, with its credentials as the flow shows them."""
     request = flow.request
     raw = request.raw_content
     told = [host_of(request.host_header or ""), host_of(request.authority)]

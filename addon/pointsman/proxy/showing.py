@@ -37,6 +37,7 @@ MARKERS: dict[Outcome, str] = {
 }
 WAY = "llm_way"
 CUT = "llm_cut"
+COMPARED = "llm_compared"
 _MAX_VALUE = 200
 
 
@@ -52,15 +53,13 @@ class Showing:
 
     def __init__(self, flow: http.HTTPFlow, *, full: bool) -> None:
         self._flow = flow
-        self._full = full
+        self.full = full
         self._comment = ""
         self._marker = ""
         self._rewritten = _Rewritten()
 
     def rewritten(self, request: ClientRequest, outgoing: Outgoing) -> None:
         """Take in what the attempt under way has changed."""
-        if not self._full:
-            return
         try:
             self._rewritten = _Rewritten(
                 place_changes(request, outgoing),
@@ -101,7 +100,7 @@ class Showing:
             "llm_attempts": str(attempts) if attempts else None,
         }
         shown.metadata |= {name: line(value, _MAX_VALUE) for name, value in values.items() if value}
-        if self._full:
+        if self.full:
             rewritten = self._rewritten
             shown.metadata[WAY] = way_of(
                 exchange,

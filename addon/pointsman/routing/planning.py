@@ -8,15 +8,18 @@ The rules that this module keeps:
 - An ejected target is left out, a tier of ejected ones is passed over. But when no other is left,
   all are used as if they were healthy: the last one standing is never ejected.
 - With one priority and every target healthy the first choice is that of `balancing.pick`.
+- A target with endpoints is planned as up to `MOST_ENDPOINTS` of them, the least busy first, each
+  with a health of its own. Without any it is passed over as an ejected one is, and never called.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from itertools import islice
 
 from pointsman.config.table import RetryCondition, RetryPolicy, Rule, Target
 from pointsman.routing.balancing import NoWeightError, affinity_value, place, rank_by_hash
@@ -24,6 +27,8 @@ from pointsman.routing.health import Health
 from pointsman.routing.request import ClientRequest
 
 LONGEST_BACKOFF = 5.0
+# Of a pool so many are tried for one request: what fails on three may well be the request's fault.
+MOST_ENDPOINTS = 3
 _MOST_DOUBLINGS = 64  # past the longest backoff, and far from where floats end
 
 _CLOUDFLARE_STATUS = frozenset({520, 521, 522, 523, 524})  # no good answer from what is behind it
@@ -34,6 +39,10 @@ RETRIABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, _OVERLOADED}) | _CLO
 
 _SECONDS = re.compile(r"-?[0-9]+(?:\.[0-9]+)?\Z")
 _HTTP_DATE = re.compile(r"[A-Z][a-z]+,? [0-9A-Za-z :-]+\Z")
+
+
+class NoEndpointError(ValueError):
+    """The targets are backends in the cluster that have no ready endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +80,25 @@ def make_plan(
 
     Raises:
         NoWeightError: no target of the rule has a weight.
+        NoEndpointError: those that have one are all backends without a ready endpoint.
     """
     tiers = _tiers(rule.targets)
     if not tiers:
         raise NoWeightError
 
     def available(target: Target) -> bool:
-        return health.available(target, now)
+        return any(health.available(endpoint, now) for endpoint in endpoints(target))
 
     usable = [left for tier in tiers if (left := list(filter(available, tier)))]
     skipped = tuple(target for tier in tiers for target in tier if not available(target))
     if not usable:
-        usable, skipped = tiers, ()
+        usable = [left for tier in tiers if (left := [t for t in tier if any(endpoints(t))])]
+        skipped = ()
+    if not usable:
+        raise NoEndpointError
     value = affinity_value(rule.affinity, request)
     chosen = _drawn(usable, draw()) if value is None else _hashed(usable, value)
-    order = tuple(chosen)
+    order = tuple(e for target in chosen for e in _preferred(target, health, now))
     return Plan(order, skipped, rule.retry.attempts or len(order))
 
 
@@ -95,6 +108,29 @@ def shares(targets: Sequence[Target]) -> list[tuple[Target, float]]:
     for target in targets:
         tiers[target.priority] += target.weight
     return [(t, t.weight / tiers[t.priority]) for t in targets if t.weight]
+
+
+def endpoints(target: Target) -> Iterator[Target]:
+    """Yield what is called in a target's stead, the least busy first: itself where it has none."""
+    if target.endpoints is None:
+        yield target
+        return
+    for address in target.endpoints.by_load():
+        yield replace(target, address=address)
+
+
+def all_endpoints(targets: Iterable[Target]) -> Iterator[Target]:
+    """Yield all that may be called now in the stead of these targets."""
+    for target in targets:
+        yield from endpoints(target)
+
+
+def _preferred(target: Target, health: Health, now: float) -> Iterable[Target]:
+    """Return the few endpoints that one request tries: healthy ones, or any if there are none."""
+    if target.endpoints is None:
+        return (target,)
+    healthy = (endpoint for endpoint in endpoints(target) if health.available(endpoint, now))
+    return list(islice(healthy, MOST_ENDPOINTS)) or islice(endpoints(target), MOST_ENDPOINTS)
 
 
 def _tiers(targets: Sequence[Target]) -> list[_Tier]:

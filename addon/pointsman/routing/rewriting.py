@@ -216,6 +216,8 @@ def _path(
     """Put a chat request on the provider's path, any other below the provider's base path."""
     if target.path is None or target.config is None:
         path, query = request.bare_path or "/", ""
+        if target.root_path is not None and path == "/" and request.method == "POST":
+            path = target.root_path
     else:
         endpoint, _, query = target.path.partition("?")
         asked = request.bare_path

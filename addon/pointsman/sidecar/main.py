@@ -38,6 +38,8 @@ def run(given: Given) -> int:
 
 
 async def _run(settings: Settings) -> int:
+    supervisor = Supervisor(settings.workers, _gone)
+    supervisor.listen_to_signals()
     async with AsyncExitStack() as stack:
         ca.ensure(settings.confdir, settings.secret)
         folder = stack.enter_context(runtime.folder(settings.confdir))
@@ -61,7 +63,6 @@ async def _run(settings: Settings) -> int:
             env=env,
             folder=folder,
         )
-        supervisor = Supervisor(settings.workers, plan, _gone)
         source = Workers(supervisor, plan)
         addresses = {}
         for name, address in (("admin", settings.admin), ("health", settings.health)):
@@ -80,7 +81,7 @@ async def _run(settings: Settings) -> int:
                 **addresses,
             },
         )
-        return await supervisor.run()
+        return await supervisor.run(plan)
 
 
 def _metrics_folder(folder: Path) -> str:

@@ -11,6 +11,7 @@ What it keeps to:
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -44,7 +45,6 @@ class Supervisor:
 
     Args:
         count: how many workers.
-        plan: what they are started with.
         gone: called with the process id of each worker that has ended.
 
     Attributes:
@@ -52,20 +52,26 @@ class Supervisor:
         ending: set when they drain for the last time.
     """
 
-    def __init__(self, count: int, plan: Plan, gone: Callable[[int], None]) -> None:
+    def __init__(self, count: int, gone: Callable[[int], None]) -> None:
         self.workers: Sequence[Worker] = [Worker(index) for index in range(1, count + 1)]
         self.ending = asyncio.Event()
-        self._plan = plan
         self._gone = gone
+        self._plan: Plan
+        self._listening: Sequence[socket.socket] = ()
         self._serving = asyncio.Event()
+        self._signalled_before = False
         self._status = 0
 
-    async def run(self) -> int:
-        """Run them to the end; return the exit status for this process."""
+    def listen_to_signals(self) -> None:
+        """Take over SIGTERM, SIGINT and SIGHUP: at once, as what comes before `run` takes time."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
         loop.add_signal_handler(signal.SIGHUP, self._ignored)
+
+    async def run(self, plan: Plan) -> int:
+        """Run the workers by a plan, to the end; return the exit status for this process."""
+        self._plan, self._listening = plan, plan.listening
         async with asyncio.TaskGroup() as tasks:
             first, *others = self.workers
             tasks.create_task(self._keep(first))
@@ -77,20 +83,23 @@ class Supervisor:
 
     def end(self) -> None:
         """Let every worker drain and end. What is not accepted by now is refused."""
-        if self.ending.is_set():
-            return
+        if not self.ending.is_set():
+            _logger.info("draining: the workers end what they have begun")
+            self._end()
+
+    def _end(self) -> None:
         self.ending.set()
-        for listening in self._plan.listening:
+        for listening in self._listening:
             listening.close()
         self._send(signal.SIGTERM)
 
     def _signalled(self) -> None:
-        if self.ending.is_set():
+        # Counted apart from a drain by the admin endpoint, which a kubelet's SIGTERM follows.
+        if self._signalled_before:
             _logger.warning("asked twice to end: killing the workers")
             self._send(signal.SIGKILL)
-        else:
-            _logger.info("draining: the workers end what they have begun")
-            self.end()
+        self._signalled_before = True
+        self.end()
 
     def _ignored(self) -> None:
         _logger.info("SIGHUP is ignored: rules and keys are read again whenever they change")
@@ -167,7 +176,8 @@ class Supervisor:
             )
         if not good and not self._status:
             self._status = exit_status(status) or 1
-        self.end()
+        if not self.ending.is_set():
+            self._end()
 
 
 def describe(status: int) -> str:

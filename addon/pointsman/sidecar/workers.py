@@ -24,6 +24,7 @@ type Json = dict[str, Any]
 
 _CONNECT_SECONDS = 1.0
 _SECONDS = 3.0
+_ANSWERS = (200, 202, 503)  # as it should, it drains, it is not ready
 _LARGEST_ANSWER = 64 * 1024 * 1024
 
 
@@ -124,7 +125,9 @@ class Workers:
             found = json.loads(answer.body)
         except (HTTPClientError, OSError, ValueError):
             return SilentError("does not answer")
-        return found if isinstance(found, dict) else SilentError("does not answer")
+        if answer.code not in _ANSWERS or not isinstance(found, dict):
+            return SilentError(f"answers {answer.code} to {path}")
+        return found
 
 
 def _by_worker(workers: Sequence[Worker], answers: Sequence[Json | SilentError]) -> dict[int, Json]:

@@ -3,7 +3,7 @@
 Anything may stand in a body: what can't be read as the API's is shown as what it is, cut short.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,19 +173,23 @@ def _unread(data: bytes, body: Any) -> dict[str, Node]:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def show_answer(
+def show_answer(  # noqa: PLR0913 (all that is known of an answer)
     data: bytes,
     api: Api | None,
     *,
     event_stream: bool,
     way: Way | None = None,
     whole_size: int | None = None,
+    compared: Mapping[str, Node] | None = None,
 ) -> str:
     """Return an answer as text: what was said, why it ended, what it cost.
 
-    `whole_size` is how many bytes the client got, where not all of them were kept.
+    `whole_size` is how many bytes the client got, where not all of them were kept; `compared` is
+    what `comparing.section` tells of a replay.
     """
     told: dict[str, Node] = {"route": line(way.summary)} if way and way.summary else {}
+    if compared:
+        told["compared with the original"] = compared
     if whole_size is not None:
         told["cut"] = f"the first {size(len(data))} of {size(whole_size)} were kept"
     view = _VIEWS.get(api.name) if api else None
@@ -204,6 +208,29 @@ def show_answer(
     if not isinstance(body, dict):
         return outline(told | _unread(data, body))
     return outline(told | _answer(view, body, reader, way, event_stream=event_stream))
+
+
+def said(data: bytes, api: Api | None, *, event_stream: bool) -> str:
+    """Return what an answer says, as text; empty where it says nothing that can be read."""
+    view = _VIEWS.get(api.name) if api else None
+    if api is None or view is None:
+        return ""
+    if event_stream:
+        events, _, _ = _read_stream(api, data)
+        body = view.fold(events)
+    else:
+        body = load(data)
+        if api.name == "gemini" and data[:_SNIFFED].lstrip()[:1] == b"[":
+            body = gemini.merge(_chunks(body, data))
+    if not isinstance(body, dict):
+        return ""
+    if error := body.get("error"):
+        return outline({"error": _error(error)}).strip()
+    return "\n".join(_part_text(part) for message in view.answer(body) for part in message.parts)
+
+
+def _part_text(part: Node) -> str:
+    return part if isinstance(part, str) else outline({"part": part}).strip()
 
 
 def _chunks(body: Any, data: bytes) -> list[Any]:

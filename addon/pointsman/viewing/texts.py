@@ -76,6 +76,8 @@ def size(count: int) -> str:
 
 def line(text: str, limit: int = _MAX_LINE) -> str:
     """Return a text in one line of at most `limit` characters."""
+    if len(text) <= limit and text.isprintable():
+        return text.strip()
     said = " ".join(text[: 4 * limit].split())
     return said if len(said) <= limit and len(text) <= 4 * limit else said[: limit - 1] + "…"
 

@@ -1,0 +1,333 @@
+"""The Kubernetes API, as much of it as is needed here: lists, watches, the status of an object.
+
+kr8s finds the cluster and its credentials (a kubeconfig, or the pod's service account) and renews
+them; what is listed and watched is told from here, as only so a watch can be resumed where it broke
+off. Errors are mapped to `ApiError`, whose words are for an operator. Answers are bounded.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import httpx
+    from kr8s.asyncio import Api as Client
+
+type Object = Mapping[str, Any]
+
+_MAX_LIST = 64 * 1024 * 1024
+_MAX_EVENT = 4 * 1024 * 1024  # etcd has no object of half that size
+_MAX_ERROR = 64 * 1024
+_CONNECT_SECONDS = 5.0
+_READ_SECONDS = 20.0
+# Watches end by themselves, not all at once, and are begun anew where they ended.
+_SHORTEST_WATCH = 240
+_LONGEST_WATCH = 480
+_GRACE_SECONDS = 30.0
+
+
+class ApiError(Exception):
+    """The API server can't be asked, or refuses. `status` is None where it has not answered."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class AwayError(ApiError):
+    """The API server can't be reached, or has gone away: what was seen of it still holds."""
+
+
+class MissingClientError(Exception):
+    """kr8s is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the Kubernetes API is read with kr8s, which is not installed:"
+            " pip install 'pointsman[kubernetes]'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What is listed and watched.
+
+    `api` is `v1` or `group/version`; `namespace` None means all of them. `name` is for a single
+    object, `labels` a selector.
+    """
+
+    api: str
+    plural: str
+    namespace: str | None = None
+    name: str | None = None
+    labels: str | None = None
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The query that selects it."""
+        query = {}
+        if self.name is not None:
+            query["fieldSelector"] = f"metadata.name={self.name}"
+        if self.labels is not None:
+            query["labelSelector"] = self.labels
+        return query
+
+    def __str__(self) -> str:
+        group = self.api.rpartition("/")[0]
+        what = f"{self.plural}.{group}" if group else self.plural
+        one = f" {self.name}" if self.name else ""
+        return f"{what}{one} in {self.namespace or 'all namespaces'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a watch: `ADDED`, `MODIFIED`, `DELETED` or `BOOKMARK`, and the object.
+
+    The first of each watch is our own: `OPEN`, the server has accepted it.
+    """
+
+    kind: str
+    value: Object
+
+    @property
+    def version(self) -> str | None:
+        """From where a watch goes on after this."""
+        return resource_version(self.value)
+
+
+class Api:
+    """One API server, connected to when it is first asked. For one event loop."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+
+    async def list(self, collection: Collection) -> tuple[list[Object], str]:
+        """Return all objects of a collection, and the version that a watch goes on from.
+
+        Raises:
+            ApiError: the server can't be asked, refuses, or answers nonsense.
+        """
+        # Version 0: from the API server's memory, which thousands of proxies may ask.
+        query = {**collection.parameters, "resourceVersion": "0"}
+        async with self._asked(collection, query, _READ_SECONDS) as response:
+            answer = _decoded(await _read(response, _MAX_LIST))
+        items, version = answer.get("items"), resource_version(answer)
+        if not isinstance(items, list) or version is None:
+            raise ApiError("its answer is no list of objects")
+        return [item for item in items if isinstance(item, dict)], version
+
+    async def watch(self, collection: Collection, version: str) -> AsyncIterator[Event]:
+        """Yield what happens to a collection after a version, until the server ends it.
+
+        Raises:
+            AwayError: the connection broke; the watch may go on where it was.
+            ApiError: as for `list`; status 410: the version is too old.
+        """
+        seconds = random.randint(_SHORTEST_WATCH, _LONGEST_WATCH)  # noqa: S311 (no secret)
+        query = {
+            **collection.parameters,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+        }
+        async with self._asked(collection, query, seconds + _GRACE_SECONDS) as response:
+            yield Event("OPEN", {})
+            async for line in _lines(response):
+                yield _event(_decoded(line))
+
+    async def patch_status(self, collection: Collection, patch: Object) -> None:
+        """Merge a patch into the status of the one object that the collection names.
+
+        Raises:
+            ApiError: as for `list`; status 409: someone was faster.
+        """
+        headers = {"content-type": "application/merge-patch+json"}
+        content = msgspec.json.encode(patch)
+        url = f"{collection.plural}/{collection.name}/status"
+        async with self._called(
+            "PATCH", collection, url, _READ_SECONDS, content=content, headers=headers
+        ) as response:
+            await _read(response, _MAX_EVENT)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await _close(client)
+
+    @asynccontextmanager
+    async def _asked(
+        self, collection: Collection, query: Mapping[str, str], seconds: float
+    ) -> "AsyncIterator[httpx.Response]":
+        async with self._called(
+            "GET", collection, collection.plural, seconds, params=dict(query)
+        ) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _called(
+        self, method: str, collection: Collection, url: str, seconds: float, **more: Any
+    ) -> "AsyncIterator[httpx.Response]":
+        try:
+            # An expired token is renewed by kr8s, which closes all connections for that: it is let
+            # to only for 401. (It would do so for 403 as well, which no token mends.)
+            for renew in (False, True):
+                async with self._response(
+                    method, collection, url, seconds, raise_for_status=renew, **more
+                ) as response:
+                    if response.status_code == HTTPStatus.UNAUTHORIZED and not renew:
+                        continue
+                    await _refuse_error(response)
+                    yield response
+                    return
+        except (ApiError, MissingClientError):
+            raise
+        except Exception as error:  # noqa: BLE001 (kr8s raises its own, httpx's, anyio's, ssl's)
+            raise _mapped(error) from None
+
+    @asynccontextmanager
+    async def _response(
+        self, method: str, collection: Collection, url: str, seconds: float, **more: Any
+    ) -> "AsyncIterator[httpx.Response]":
+        import httpx  # noqa: PLC0415 (comes with kr8s, an extra)
+
+        # One at a time: kr8s would make a session for each, and forget all but the last.
+        async with self._connecting:
+            if self._client is None:
+                self._client = await _connected()
+            client = self._client
+        async with client.call_api(
+            method,
+            version=collection.api,
+            namespace=collection.namespace,
+            url=url,
+            stream=True,
+            timeout=httpx.Timeout(_CONNECT_SECONDS, read=seconds),
+            **more,
+        ) as response:
+            yield response
+
+
+def run_apart[T](work: Coroutine[Any, Any, T]) -> T:
+    """Run something to its end in a thread and an event loop of its own, and return its result."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def require_client() -> None:
+    """Raise MissingClientError unless kr8s can be imported."""
+    try:
+        import kr8s.asyncio  # noqa: F401, PLC0415 (an extra, and slow to import)
+    except ImportError:
+        raise MissingClientError from None
+
+
+def resource_version(value: Object) -> str | None:
+    """Return an object's or a list's `metadata.resourceVersion`."""
+    metadata = value.get("metadata")
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    return version if isinstance(version, str) and version else None
+
+
+async def _connected() -> "Client":
+    require_client()
+    from kr8s.asyncio import Api as Client  # noqa: PLC0415 (an extra)
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
+    # Past the factory, which gives the same to all who ask: this one is closed when we are done.
+    client = Client(bypass_factory=True)
+    try:
+        await client  # finds the cluster, and asks for its version
+    except BaseException:
+        await _close(client)
+        raise
+    return client
+
+
+async def _close(client: "Client") -> None:
+    if client._session is not None:  # noqa: SLF001 (kr8s has no other way to it)
+        await client._session.aclose()  # noqa: SLF001
+
+
+async def _read(response: "httpx.Response", most: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > most:
+            raise ApiError(f"its answer is larger than {most // 1024 // 1024} MiB")
+    return bytes(body)
+
+
+async def _lines(response: "httpx.Response") -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in filter(bytes.strip, lines):
+            yield line
+        if len(rest) > _MAX_EVENT:
+            raise ApiError(f"an event is larger than {_MAX_EVENT // 1024 // 1024} MiB")
+    if rest.strip():
+        yield rest
+
+
+def _decoded(text: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ApiError("its answer is not JSON") from None
+    if not isinstance(value, dict):
+        raise ApiError("its answer is no object")
+    return value
+
+
+def _event(value: Object) -> Event:
+    kind, inner = value.get("type"), value.get("object")
+    if not isinstance(kind, str) or not isinstance(inner, dict):
+        raise ApiError("its answer is no event")
+    if kind == "ERROR":
+        raise _error(inner.get("code"), inner.get("message"))
+    return Event(kind, inner)
+
+
+async def _refuse_error(response: "httpx.Response") -> None:
+    """Raise ApiError unless the answer is a good one."""
+    if not response.is_error:
+        return
+    try:
+        message = _decoded(await _read(response, _MAX_ERROR)).get("message")
+    except ApiError:
+        message = None
+    raise _error(response.status_code, message)
+
+
+def _error(status: object, message: object) -> ApiError:
+    code = status if isinstance(status, int) else None
+    said = f": {message}" if isinstance(message, str) and message else ""
+    return ApiError(f"it answers {code}{said}" if code else f"it ends the watch{said}", code)
+
+
+def _mapped(error: Exception) -> ApiError:
+    """Put what kr8s, httpx and the system raise into words."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return _error(status, None)
+    name = type(error).__name__
+    if isinstance(error, ValueError) and "credentials" in str(error):
+        return ApiError("there is neither a kubeconfig nor a service account to ask it with")
+    if "Timeout" in name:
+        return AwayError("it does not answer in time")
+    if "Connect" in name or isinstance(error, OSError):
+        return AwayError(f"it can't be reached ({str(error) or name})")
+    if name in {"ClosedResourceError", "ReadError", "RemoteProtocolError", "WriteError"}:
+        return AwayError("it has closed the connection")
+    return ApiError(f"it can't be asked ({name})")

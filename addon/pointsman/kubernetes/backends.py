@@ -1,0 +1,301 @@
+"""Services and InferencePools that rules name: their addresses, as the cluster has them.
+
+Each backend that the live rules name has a watch of its own, and an InferencePool one more for the
+pods that its selector takes. So the permissions that are needed are no wider than the names.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from pointsman.config.backends import SERVICE, Address, Backend, Endpoints
+from pointsman.config.table import RoutingTable
+from pointsman.kubernetes.api import Api, ApiError, Collection, Object, run_apart
+from pointsman.kubernetes.watching import Watched
+
+logger = logging.getLogger(__name__)
+
+# How long new rules wait for the addresses of the backends that they name.
+_PREPARE_SECONDS = 2.0
+# How long a start waits for them.
+BACKENDS_SECONDS = 5.0
+_MAX_PORT = 65535
+
+
+class _Say(Protocol):
+    def __call__(self, addresses: Iterable[Address], fault: str | None) -> None: ...
+
+
+class ClusterBackends:
+    """The backends that the rules name. `changed` is called when one has other addresses."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
+        self._endpoints: dict[Backend, Endpoints] = {}
+        self._tasks: dict[Backend, asyncio.Task[None]] = {}
+        self._api: Api | None = None
+        self._holder: asyncio.Task[None] | None = None
+
+    def endpoints(self, backend: Backend) -> Endpoints:
+        """Return what is known of a backend, the same object each time."""
+        return self._endpoints.setdefault(backend, Endpoints(backend))
+
+    def fault(self, backend: Backend) -> str | None:
+        """Return why a backend that the rules name has no addresses; None: it has, or may yet."""
+        found = self._endpoints.get(backend)
+        return found.fault if found else None
+
+    def read_once(self, table: RoutingTable, seconds: float) -> None:
+        """Read the backends of a table, before there is an event loop; what fails comes later."""
+        named = _named(table)
+        if named:
+            run_apart(self._read_all(named, seconds))
+
+    async def prepare(self, table: RoutingTable) -> None:
+        """Begin to watch what a table names that is about to go live, and wait for first words."""
+        waiting = []
+        for backend in _named(table):
+            if backend not in self._tasks:
+                waiting.append(heard := asyncio.Event())
+                self._begin(backend, heard)
+        if waiting:
+            await asyncio.wait(
+                [asyncio.ensure_future(heard.wait()) for heard in waiting],
+                timeout=_PREPARE_SECONDS,
+            )
+
+    def keep(self, table: RoutingTable) -> None:
+        """Stop to watch what the live table does not name."""
+        named = _named(table)
+        for backend in [b for b in self._tasks if b not in named]:
+            self._tasks.pop(backend).cancel()
+        for backend in [b for b in self._endpoints if b not in named]:
+            del self._endpoints[backend]
+
+    def stop(self) -> None:
+        """Stop all watches."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+        if self._holder is not None:
+            self._holder.cancel()
+        self._api = self._holder = None
+
+    def _begin(self, backend: Backend, heard: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        if self._api is None:
+            self._api = Api()
+            self._holder = loop.create_task(_held_open(self._api))
+        reader = self._reader(self._api, backend, heard)
+        self._tasks[backend] = loop.create_task(reader.run())
+
+    def _reader(self, api: Api, backend: Backend, heard: asyncio.Event) -> "_Service | _Pool":
+        endpoints = self.endpoints(backend)
+
+        def say(addresses: Iterable[Address], fault: str | None) -> None:
+            self._said(endpoints, addresses, fault)
+            heard.set()
+
+        return (_Service if backend.kind == SERVICE else _Pool)(api, backend, say)
+
+    def _said(self, endpoints: Endpoints, addresses: Iterable[Address], fault: str | None) -> None:
+        if fault is not None and fault != endpoints.fault:
+            logger.warning("%s can't be called: %s", endpoints.backend, fault)
+        endpoints.replace(addresses, fault)
+        self._changed()
+
+    async def _read_all(self, named: Iterable[Backend], seconds: float) -> None:
+        api = Api()
+        try:
+            async with asyncio.timeout(seconds):
+                for backend in named:
+                    await self._reader(api, backend, asyncio.Event()).fetch()
+        except (ApiError, TimeoutError) as error:
+            logger.warning("the backends of the rules could not be read yet: %s", error)
+        finally:
+            await api.close()
+
+
+async def _held_open(api: Api) -> None:
+    """Close an API when this is cancelled."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await api.close()
+
+
+def _named(table: RoutingTable) -> set[Backend]:
+    return {target.endpoints.backend for target in table.targets() if target.endpoints}
+
+
+# --- one backend ----------------------------------------------------------------------------------
+
+
+class _Service:
+    """Reads a Service's address."""
+
+    def __init__(self, api: Api, backend: Backend, say: _Say) -> None:
+        self._backend = backend
+        self._say = say
+        where = Collection("v1", "services", backend.namespace, backend.name)
+        self._objects = Watched(api, where, _spec, self._changed)
+
+    async def run(self) -> None:
+        """Watch it, until cancelled."""
+        await self._objects.run()
+
+    async def fetch(self) -> None:
+        """Read it, once. Raises ApiError."""
+        await self._objects.fetch()
+
+    def _changed(self) -> None:
+        spec = self._objects.items.get((self._backend.namespace, self._backend.name))
+        if spec is None:
+            self._say((), f"there is no {self._backend}")
+            return
+        try:
+            self._say((service_address(spec, self._backend),), None)
+        except ValueError as error:
+            self._say((), str(error))
+
+
+class _Pool:
+    """Reads an InferencePool, and the pods that it selects."""
+
+    def __init__(self, api: Api, backend: Backend, say: _Say) -> None:
+        self._api = api
+        self._backend = backend
+        self._say = say
+        where = Collection(backend.api, "inferencepools", backend.namespace, backend.name)
+        self._pools = Watched(api, where, _spec, self._pool_changed)
+        self._pods: Watched[str] | None = None
+        self._ports: tuple[int, ...] = ()
+        self._selector = ""
+        self._running = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Watch them, until cancelled."""
+        self._running = True
+        try:
+            await self._pools.run()
+        finally:
+            self._running = False
+            self._stop()
+
+    async def fetch(self) -> None:
+        """Read them, once. Raises ApiError."""
+        await self._pools.fetch()
+        if self._pods is not None:
+            await self._pods.fetch()
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _pool_changed(self) -> None:
+        spec = self._pools.items.get((self._backend.namespace, self._backend.name))
+        try:
+            if spec is None:
+                raise ValueError(f"there is no {self._backend}")  # noqa: TRY301 (told as the others)
+            selector, self._ports = pool_selector(spec)
+        except ValueError as error:
+            self._stop()
+            self._pods, self._selector = None, ""
+            self._say((), str(error))
+            return
+        if selector == self._selector:
+            self._pods_changed()
+            return
+        self._stop()
+        self._selector = selector
+        where = Collection("v1", "pods", self._backend.namespace, labels=selector)
+        self._pods = Watched(self._api, where, ready_address, self._pods_changed)
+        if self._running:
+            self._task = asyncio.get_running_loop().create_task(self._pods.run())
+
+    def _pods_changed(self) -> None:
+        if self._pods is not None and self._pods.known:
+            ips = self._pods.items.values()
+            self._say([(ip, port) for ip in ips for port in self._ports], None)
+
+
+def _spec(value: Object) -> Mapping[str, Any]:
+    spec = value.get("spec")
+    return spec if isinstance(spec, dict) else {}
+
+
+def service_address(spec: Mapping[str, Any], backend: Backend) -> Address:
+    """Return where a Service is called, from its `spec`.
+
+    Raises:
+        ValueError: it does not say, or has no such port.
+    """
+    ports = [port for port in spec.get("ports") or () if isinstance(port, dict)]
+    numbers = [port.get("port") for port in ports]
+    if backend.port is not None:
+        chosen: object = backend.port
+        if numbers and chosen not in numbers:
+            raise ValueError(f"the {backend} has no port {chosen}; it has {_listed(numbers)}")
+    elif len(ports) == 1:
+        chosen = numbers[0]
+    else:
+        named = [port.get("port") for port in ports if port.get("name") == "http"]
+        if not named:
+            raise ValueError(
+                f"the {backend} has {_listed(numbers)}, and none is named http; write port in the"
+                " backendRef"
+            )
+        chosen = named[0]
+    if not isinstance(chosen, int) or not 0 < chosen <= _MAX_PORT:
+        raise ValueError(f"the {backend} has a port that can't be")
+    address = spec.get("clusterIP")
+    if spec.get("type") == "ExternalName":
+        address = spec.get("externalName")
+    elif address in {None, "", "None"}:  # headless: its name leads to its pods
+        address = backend.host
+    return str(address), chosen
+
+
+def _listed(ports: list[Any]) -> str:
+    return f"the ports {', '.join(map(str, ports))}" if ports else "no ports"
+
+
+def pool_selector(spec: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Return the label selector of an InferencePool's pods, and their ports, from its `spec`.
+
+    `v1` has `selector.matchLabels` and `targetPorts`, `v1alpha2` labels and `targetPortNumber`.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    selector = spec.get("selector")
+    labels = selector.get("matchLabels", selector) if isinstance(selector, dict) else None
+    if not isinstance(labels, dict) or not labels:
+        raise ValueError("the InferencePool selects no pods: it has no labels in its selector")
+    listed = spec.get("targetPorts")
+    ports = [p.get("number") for p in listed if isinstance(p, dict)] if listed else []
+    ports = ports or [spec.get("targetPortNumber")]
+    numbers = tuple(p for p in ports if isinstance(p, int) and 0 < p <= _MAX_PORT)
+    if not numbers:
+        raise ValueError("the InferencePool has no target port")
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items())), numbers
+
+
+def ready_address(pod: Object) -> str | None:
+    """Return the IP address of a pod that takes requests, None of any other."""
+    metadata, status = pod.get("metadata"), pod.get("status")
+    if not isinstance(metadata, dict) or not isinstance(status, dict):
+        return None
+    if metadata.get("deletionTimestamp") is not None:
+        return None
+    conditions = status.get("conditions")
+    ready = any(
+        condition.get("type") == "Ready" and condition.get("status") == "True"
+        for condition in (conditions if isinstance(conditions, list) else ())
+        if isinstance(condition, dict)
+    )
+    address = status.get("podIP")
+    return address if ready and isinstance(address, str) and address else None

@@ -1,0 +1,363 @@
+"""The rules from the cluster: LLMProvider and LLMRoute objects, listed, watched, loaded, told.
+
+Each object stands by itself (see `config.loading`). While the API server is away the live rules
+stay. A copy of the objects in use, in a file of the proxy's own, lets it start without the server.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+from pointsman.config.loading import (
+    Instance,
+    Loaded,
+    LoadedObjects,
+    LoadError,
+    Problem,
+    load_objects,
+)
+from pointsman.config.resources import API_VERSION, KINDS
+from pointsman.kubernetes.api import (
+    Api,
+    ApiError,
+    Collection,
+    MissingClientError,
+    Object,
+    require_client,
+    run_apart,
+)
+from pointsman.kubernetes.backends import ClusterBackends
+from pointsman.kubernetes.status import StatusWriter, Verdict
+from pointsman.kubernetes.watching import Watched
+
+logger = logging.getLogger(__name__)
+
+# How long a start waits for the API server: without a copy of the rules, and with one.
+START_SECONDS = 10.0
+_START_SECONDS_WITH_COPY = 3.0
+_RETRY_SECONDS = 0.5
+_DEBOUNCE_SECONDS = 0.2
+# What could not be written to a status is tried again so often.
+_STATUS_SECONDS = 30.0
+_MAX_COPY = 64 * 1024 * 1024
+
+type GoLive = Callable[[Loaded], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An object of ours: what is loaded of it, and all of it, for its status."""
+
+    rule: Object
+    whole: Object = field(repr=False)
+
+
+class ClusterRules:
+    """The rules of one namespace, or of all of them (None)."""
+
+    def __init__(
+        self,
+        namespace: str | None,
+        instance: Instance,
+        *,
+        copy: Path | None = None,
+        backends: ClusterBackends | None = None,
+        writes_status: bool = False,
+    ) -> None:
+        """Say where they are.
+
+        Args:
+            namespace: whose objects are read; None: those of all namespaces.
+            instance: the workload that they are for.
+            copy: the file for the copy of what is in use; None: none is kept.
+            backends: who knows whether a backend that a rule names exists.
+            writes_status: tell the objects what came of them.
+        """
+        self._namespace = namespace
+        self._instance = instance
+        self._copy = Copy(copy, str(self)) if copy else None
+        self._backends = backends
+        self._writes_status = writes_status
+        self._good: Mapping[str, Object] = {}
+        self._loaded: LoadedObjects | None = None
+        self._seen: dict[str, Object] | None = None
+        self._watched: list[Watched[_Found]] = []
+        self._told: frozenset[str] = frozenset()
+        self._wakened = asyncio.Event()
+
+    def __str__(self) -> str:
+        return f"kubernetes:{self._namespace or ''}"
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why what is live may not be what the cluster says: it is away, or objects are wrong."""
+        away = [w.fault for w in self._watched if w.fault]
+        refused = self._loaded.refused.values() if self._loaded else ()
+        return (*away, *(str(problem) for problems in refused for problem in problems))
+
+    def load(self) -> Loaded:
+        """Read everything once, or the copy while the API server is away. It blocks.
+
+        Raises:
+            LoadError: there is neither.
+        """
+        try:
+            require_client()
+        except MissingClientError as error:
+            raise self._failed(str(error)) from None
+        kept = self._copy.read() if self._copy else None
+        seconds = START_SECONDS if kept is None else _START_SECONDS_WITH_COPY
+        try:
+            objects = run_apart(self._fetched(seconds))
+        except ApiError as error:
+            if kept is None:
+                place = f" ({self._copy.path})" if self._copy else ""
+                raise self._failed(
+                    f"the Kubernetes API can't be read: {error}; and there is no copy{place} of"
+                    " rules that were read before"
+                ) from None
+            logger.warning(
+                "the Kubernetes API can't be read: %s; the rules that were last good are used",
+                error,
+            )
+            return self._load(kept, {}).loaded
+        return self._load(objects, kept or {}).loaded
+
+    async def watch(self, go_live: GoLive, refused: Callable[[], None] = lambda: None) -> None:
+        """Load again whenever the objects change, until cancelled.
+
+        Faulty objects do not keep the good ones from going live; `refused` is called if that fails.
+        """
+        api = Api()
+        self._watched = [
+            Watched(
+                api,
+                self._collection(kind),
+                _reading(kind, whole=self._writes_status),
+                self._wakened.set,
+            )
+            for kind in KINDS
+        ]
+        if self._loaded is None and self._copy:
+            self._good = self._copy.read() or {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for watched in self._watched:
+                    group.create_task(watched.run())
+                group.create_task(self._keep_live(api, go_live, refused))
+        finally:
+            await api.close()
+
+    def look_again(self) -> None:
+        """Tell the objects anew what came of them: a backend has come or gone."""
+        self._wakened.set()
+
+    async def _keep_live(self, api: Api, go_live: GoLive, refused: Callable[[], None]) -> None:
+        writer = StatusWriter(api) if self._writes_status else None
+        said = True
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if said else _STATUS_SECONDS):
+                    await self._wakened.wait()
+            await asyncio.sleep(_DEBOUNCE_SECONDS)
+            self._wakened.clear()
+            if not all(watched.known for watched in self._watched):
+                continue
+            named = self._named()
+            try:
+                await self._reload(named, go_live)
+                said = await writer.write(self._verdicts(named)) if writer else True
+            except Exception:
+                logger.exception("the rules were not reloaded, the last good ones stay")
+                refused()
+
+    async def _reload(self, named: Mapping[str, _Found], go_live: GoLive) -> None:
+        found = {name: f.rule for name, f in named.items()}
+        if found == self._seen:
+            return
+        loaded = await asyncio.to_thread(self._load, found, self._good)
+        await go_live(loaded.loaded)
+
+    def _load(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> LoadedObjects:
+        loaded = load_objects(objects.values(), good=good, instance=self._instance)
+        self._seen, self._loaded, self._good = dict(objects), loaded, loaded.good
+        refused = [p for found in loaded.refused.values() for p in found]
+        problems = (*refused, *loaded.loaded.unresolved, *loaded.loaded.warnings)
+        # Of what many people change, each word is told once and not with every change.
+        for text in dict.fromkeys(map(str, problems)):
+            if text not in self._told:
+                logger.warning("%s", text)
+        self._told = frozenset(map(str, problems))
+        if self._copy:
+            self._copy.write(loaded.good)
+        return replace(loaded, loaded=replace(loaded.loaded, warnings=()))
+
+    def _named(self) -> dict[str, _Found]:
+        return {
+            _name(found.rule): found
+            for watched in self._watched
+            for found in watched.items.values()
+        }
+
+    def _verdicts(self, named: Mapping[str, _Found]) -> list[tuple[Collection, Object, Verdict]]:
+        """Return what is to be told of each object."""
+        if self._loaded is None:
+            return []
+        loaded, unresolved = self._loaded, dict[str, list[Problem]]()
+        for problem in (*loaded.loaded.unresolved, *self._without_backend(loaded.loaded)):
+            unresolved.setdefault(problem.file, []).append(problem)
+        verdicts = []
+        for name, found in named.items():
+            metadata = found.rule["metadata"]
+            where = Collection(
+                API_VERSION,
+                _plural(found.rule["kind"]),
+                metadata["namespace"],
+                metadata["name"],
+            )
+            verdict = Verdict(
+                loaded.refused.get(name, ()), unresolved.get(name, ()), name in loaded.good
+            )
+            verdicts.append((where, found.whole, verdict))
+        return verdicts
+
+    def _without_backend(self, loaded: Loaded) -> list[Problem]:
+        told = []
+        for use in loaded.backends:
+            fault = self._backends.fault(use.backend) if self._backends else None
+            if fault is not None:
+                told.append(Problem(use.file, None, None, use.field, fault))
+        return told
+
+    def _collection(self, kind: str) -> Collection:
+        return Collection(API_VERSION, _plural(kind), self._namespace)
+
+    async def _fetched(self, seconds: float) -> dict[str, Object]:
+        """List both kinds, again and again until it works or the time is over."""
+        until = time.monotonic() + seconds
+        failure = ApiError("it does not answer in time")
+        while True:
+            api = Api()
+            try:
+                async with asyncio.timeout(max(until - time.monotonic(), 0)):
+                    found = {}
+                    for kind in KINDS:
+                        values, _ = await api.list(self._collection(kind))
+                        read = _reading(kind)
+                        for rule in (f.rule for v in values if (f := read(v)) is not None):
+                            found[_name(rule)] = rule
+                    return found
+            except TimeoutError:
+                raise failure from None
+            except ApiError as error:
+                failure = error
+                if time.monotonic() + _RETRY_SECONDS > until:
+                    raise
+            finally:
+                await api.close()
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _failed(self, message: str) -> LoadError:
+        return LoadError([Problem(str(self), None, None, None, message)])
+
+
+def own_namespace(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the namespace that this process runs in."""
+    if named := environ.get("POD_NAMESPACE"):
+        return named
+    with suppress(OSError, UnicodeDecodeError):
+        mounted = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+        return mounted.read_text(encoding="utf-8").strip() or "default"
+    return "default"
+
+
+def _plural(kind: str) -> str:
+    return f"{kind.lower()}s"
+
+
+def _name(rule: Object) -> str:
+    metadata = rule["metadata"]
+    return f"{rule['kind']} {metadata['namespace']}/{metadata['name']}"
+
+
+def _reading(kind: str, *, whole: bool = False) -> Callable[[Object], _Found | None]:
+    """Return what takes an object of a kind in, without what no rule depends on.
+
+    `whole`: with what its status depends on, so that a changed status is a change.
+    """
+
+    def read(value: Object) -> _Found | None:
+        metadata = value.get("metadata")
+        if not isinstance(metadata, dict):
+            return None
+        if not all(isinstance(metadata.get(name), str) for name in ("name", "namespace")):
+            return None
+        kept = {n: metadata[n] for n in ("name", "namespace", "creationTimestamp") if n in metadata}
+        rule = {
+            "apiVersion": API_VERSION,
+            "kind": kind,
+            "metadata": kept,
+            "spec": value.get("spec"),
+        }
+        told = {n: metadata[n] for n in ("generation", "resourceVersion") if n in metadata}
+        return _Found(rule, {"metadata": told, "status": value.get("status")} if whole else {})
+
+    return read
+
+
+class Copy:
+    """A file with the objects in use. It may hold keys, and is for its owner alone (0600)."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.path = path
+        self._source = source
+        self._written: Mapping[str, Any] | None = None
+        self._told = False
+
+    def read(self) -> dict[str, Object] | None:
+        """Return them by name; None: there is no copy of these rules that can be used."""
+        try:
+            with self.path.open("rb") as file:
+                raw = file.read(_MAX_COPY + 1)
+            content = json.loads(raw) if len(raw) <= _MAX_COPY else None
+            if isinstance(content, dict) and content.get("source") == self._source:
+                objects = content["objects"]
+                return {_name(o): o for o in objects if isinstance(o, dict)} if objects else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        return None
+
+    def write(self, objects: Mapping[str, Object]) -> None:
+        """Write them, at once or not at all."""
+        if objects == self._written:
+            return
+        content = {"source": self._source, "objects": list(objects.values())}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # `mkstemp` makes it for the owner alone.
+            number, beside = mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(number, "w", encoding="utf-8") as file:
+                    json.dump(content, file)
+                Path(beside).replace(self.path)
+            except OSError:
+                Path(beside).unlink(missing_ok=True)
+                raise
+            self._written = dict(objects)
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "the copy of the rules can't be written to %s (%s): without the Kubernetes API"
+                    " a restart will fail; give the proxy a confdir that it can write to",
+                    self.path,
+                    error.strerror,
+                )

@@ -1,0 +1,170 @@
+"""mitmproxy commands such as `llm.explain @focus`, for mitmweb, the console and scripts.
+
+A command's answer is a table, which is what all of them can show.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from mitmproxy import command, exceptions, flow, http, types
+
+from pointsman.admin.shown import show_table
+from pointsman.config.problems import did_you_mean
+from pointsman.config.table import Target
+from pointsman.explaining import Explanation, TargetStep, explain
+from pointsman.proxy.replays import replay_via
+from pointsman.proxy.router import Router
+from pointsman.proxy.saved_flows import request_of
+
+type Rows = list[list[str]]
+
+
+class Commands:
+    """The commands of one instance; mitmproxy finds them as it finds an addon's hooks.
+
+    `live` gives the snapshot of `telemetry.live`; `reload` loads the rules again, or raises
+    OptionsError.
+    """
+
+    def __init__(
+        self, router: Router, live: Callable[[], dict[str, Any]], reload: Callable[[], None]
+    ) -> None:
+        self._router = router
+        self._live = live
+        self._reload = reload
+        self._replays: set[asyncio.Task[None]] = set()
+
+    @command.command("llm.explain")
+    def explain(self, shown: flow.Flow) -> types.Data:
+        """Tell where the live rules would send a flow's request, and why, rule by rule."""
+        saved = request_of(_http(shown))
+        table = self._router.table
+        host = next((name for name in saved.names if table.lookup(name)), saved.names[0])
+        return _data(_explained(explain(table, replace(saved.request, host=host))))
+
+    @command.command("llm.replay")
+    def replay(self, shown: flow.Flow, provider: str) -> types.Data:
+        """Send a flow's request through another provider; the new flow compares the answers."""
+        original = _http(shown)
+        if original.request.raw_content is None:
+            raise exceptions.CommandError("the flow's body was not kept, so it can't be replayed")
+        if self._router.table.lookup(request_of(original).names[0]) is None:
+            raise exceptions.CommandError(
+                "the flow's host is in no rule; there is nothing to route"
+            )
+        providers = sorted({t.provider for t in self._router.table.targets()})
+        hosts = {t.host for t in self._router.table.targets()}
+        if provider not in providers and provider not in hosts:
+            meant = did_you_mean(provider, providers)
+            raise exceptions.CommandError(
+                f"no rule names the provider {provider}{meant}; there are {', '.join(providers)}"
+            )
+        task = asyncio.get_running_loop().create_task(replay_via(original, provider))
+        self._replays.add(task)
+        task.add_done_callback(self._replays.discard)
+        return _data([["replaying", f"through {provider}; a new flow will tell"]])
+
+    @command.command("llm.routes")
+    def routes(self) -> types.Data:
+        """List the live rules: what they match, whom they call with which share, how it fares."""
+        health, now = self._router.health, time.monotonic()
+
+        def extra(target: Target) -> dict[str, Any]:
+            return {"state": health.state(target, now)}
+
+        rows = [["host", "rule", "matches", "provider", "weight", "model", "state"]]
+        for route in show_table(self._router.table, extra):
+            for rule in route["rules"]:
+                matches = " or ".join(map(str, rule.get("matches", []))) or "everything"
+                for target in rule.get("targets", [{}]):
+                    tier = f", priority {target['priority']}" if target.get("priority") else ""
+                    rows.append(
+                        [
+                            str(route["host"]),
+                            str(rule.get("name", "")),
+                            matches,
+                            str(target.get("provider", "none applies here")),
+                            f"{target.get('weight', '')}{tier}",
+                            str(target.get("call", {}).get("model", "")),
+                            str(target.get("state", "")),
+                        ]
+                    )
+        return _data(rows)
+
+    @command.command("llm.usage")
+    def usage(self) -> types.Data:
+        """Sum up tokens and list price by provider and model, since the start."""
+        rows = [["provider", "model", "requests", "prompt tokens", "completion tokens", "cost"]]
+        found = sorted(self._live()["models"], key=lambda row: -row["requests"])
+        for row in found:
+            more = "+" if row["without_price"] else ""
+            rows.append(
+                [
+                    row["provider"] or "(none)",
+                    row["model"] or "(none)",
+                    str(row["requests"]),
+                    str(row["prompt_tokens"]),
+                    str(row["completion_tokens"]),
+                    f"${row['cost_usd']:.6f}{more}",
+                ]
+            )
+        return _data(rows)
+
+    @command.command("llm.reload")
+    def reload(self) -> types.Data:
+        """Load the rules again now, and tell what is live or what is wrong with them."""
+        try:
+            self._reload()
+        except exceptions.OptionsError as error:
+            raise exceptions.CommandError(f"the last good rules stay live: {error}") from None
+        routes = {id(route): route for route in self._router.table.exact.values()}
+        rules = sum(len(route.rules) for route in routes.values())
+        return _data([["live", f"{len(routes)} hosts, {rules} rules"]])
+
+
+def _http(shown: flow.Flow) -> http.HTTPFlow:
+    if isinstance(shown, http.HTTPFlow):
+        return shown
+    raise exceptions.CommandError("this is no HTTP flow")
+
+
+def _data(rows: Rows) -> types.Data:
+    return rows  # type: ignore[return-value]  # it is checked by its shape
+
+
+def _explained(found: Explanation) -> Rows:
+    rows = [["request", found.request]]
+    if found.route is None:
+        return [*rows, ["untouched", "the host is in no rule"]]
+    rows.append(["route", found.route])
+    rows += [
+        [f"{'✓' if step.matched else '✗'} rule {step.rule}", step.reason] for step in found.rules
+    ]
+    if found.observe:
+        rows.append(["observed", "only logged; the request goes where it was going"])
+    if found.affinity is not None:
+        rows.append(["affinity", "this value keeps its target"])
+    for target in found.targets:
+        rows += _target(target)
+    if found.error and not found.targets:
+        rows.append(["refused", found.error])
+    return rows
+
+
+def _target(target: TargetStep) -> Rows:
+    tier = f", when those before have failed: priority {target.priority}" if target.priority else ""
+    rows = [[f"→ {target.provider}", f"{target.share:.0%}{tier}"]]
+    if target.error:
+        return [*rows, ["  refused", target.error]]
+    rows.append(["  request", f"{target.method} {target.url}"])
+    rows.append(["  connects to", target.connects_to])
+    rows += [["  header", header] for header in target.headers]
+    rows += [["  dropped", name] for name in target.dropped_headers]
+    for change in target.body_changes:
+        before = "(absent)" if change.before is None else change.before
+        after = "(removed)" if change.after is None else change.after
+        rows.append([f"  body {change.field}", f"{before} → {after}"])
+    return rows

@@ -1,0 +1,161 @@
+"""Where the rules come from, and how they change while the proxy runs.
+
+There are two kinds of `Rules`: files here, and the objects of a cluster in `pointsman.kubernetes`.
+Both are read once at the start, and then watched; what is read is loaded beside the traffic and
+goes live by one assignment. What can't be used leaves the last good rules live.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from watchfiles import awatch
+
+from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
+from pointsman.kubernetes.backends import ClusterBackends
+from pointsman.kubernetes.rules import ClusterRules
+from pointsman.locations import default_rules
+from pointsman.proxy.options import DEFAULT_RULES
+
+logger = logging.getLogger(__name__)
+
+CLUSTER = "kubernetes:"
+_COPY = "pointsman-rules.json"
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+# Some file systems tell of no changes (network mounts), and a swapped symlink above the directory
+# is told to no one who watches below: a look at the files each second finds both.
+_LOOK_EVERY_MS = 1000
+_DEBOUNCE_MS = 200
+
+type GoLive = Callable[[Loaded], Awaitable[None]]
+type Refused = Callable[[], None]
+
+
+class Rules(Protocol):
+    """Where the rules are. `str` of it is what the log calls that."""
+
+    def load(self) -> Loaded:
+        """Return the rules as they are. It may block. Raises LoadError."""
+
+    async def watch(self, go_live: GoLive, refused: Refused) -> None:
+        """Load them again whenever they change, until cancelled; the good ones go live.
+
+        Where nothing can go live, `refused` is called.
+        """
+
+    def look_again(self) -> None:
+        """Tell that a backend in the cluster has come or gone."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why what is live may not be what the rules say; empty where it is."""
+
+
+def rules_of(
+    option: str,
+    instance: Instance,
+    *,
+    backends: ClusterBackends | None,
+    confdir: Path,
+    writes_status: bool,
+) -> Rules:
+    """Return the rules that `llm_rules` names: a path, or `kubernetes:` and a namespace or none.
+
+    Raises:
+        ValueError: it names no namespace that could be, or files have a status to be written.
+    """
+    if option.startswith(CLUSTER):
+        namespace = option.removeprefix(CLUSTER)
+        if namespace and not _NAMESPACE.match(namespace):
+            raise ValueError(
+                f"llm_rules: {namespace!r} is no namespace; write kubernetes:NAME, or kubernetes:"
+                " for all namespaces"
+            )
+        return ClusterRules(
+            namespace or None,
+            instance,
+            copy=confdir / _COPY,
+            backends=backends,
+            writes_status=writes_status,
+        )
+    if writes_status:
+        raise ValueError("llm_status: files have no status; set llm_rules=kubernetes: or remove it")
+    return FileRules(rules_path(option), instance)
+
+
+def rules_path(option: str) -> Path:
+    """Return where the files are. The default also stands beside the addon, or in the package."""
+    path = Path(option).expanduser()
+    if option != DEFAULT_RULES or path.exists():
+        return path
+    try:
+        return default_rules()
+    except FileNotFoundError:
+        return path
+
+
+class FileRules:
+    """The manifests of a file or a folder."""
+
+    def __init__(self, path: Path, instance: Instance) -> None:
+        self.faults: tuple[str, ...] = ()
+        self._path = path
+        self._instance = instance
+        self._seen: object = None
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def load(self) -> Loaded:
+        """Return the rules as they are. Raises LoadError."""
+        # Before they are read: what changes while they are is found by the watch.
+        self._seen = fingerprint(self._path)
+        return load(self._path, instance=self._instance)
+
+    async def watch(self, go_live: GoLive, refused: Refused) -> None:
+        """Load them again whenever the files change; a bad reload is logged."""
+        while True:
+            async for _ in self._ticks():
+                now = await asyncio.to_thread(fingerprint, self._path)
+                if now != self._seen:
+                    self._seen = now
+                    await self._reload(go_live, refused)
+
+    def look_again(self) -> None:
+        """Do nothing: files have no status to tell of it."""
+
+    async def _ticks(self) -> AsyncIterator[object]:
+        """Yield when files may have changed, at the least each second; end when they are gone."""
+        folder = self._path if self._path.is_dir() else self._path.parent
+        try:
+            async for changes in awatch(
+                folder,
+                watch_filter=None,
+                recursive=False,
+                debounce=_DEBOUNCE_MS,
+                step=50,
+                rust_timeout=_LOOK_EVERY_MS,
+                yield_on_timeout=True,
+            ):
+                yield changes
+        except (OSError, RuntimeError):
+            # The folder is gone for now: look again until it is back.
+            await asyncio.sleep(_LOOK_EVERY_MS / 1000)
+            yield None
+
+    async def _reload(self, go_live: GoLive, refused: Refused) -> None:
+        try:
+            loaded = await asyncio.to_thread(load, self._path, instance=self._instance)
+            self.faults = ()
+            await go_live(loaded)
+        except LoadError as error:
+            self.faults = tuple(map(str, error.problems))
+            logger.error("the rules were not reloaded, the last good ones stay:\n%s", error)  # noqa: TRY400
+            refused()
+        except Exception as error:
+            self.faults = (f"the rules could not be loaded ({type(error).__name__})",)
+            logger.exception("the rules were not reloaded, the last good ones stay")
+            refused()

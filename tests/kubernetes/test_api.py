@@ -1,0 +1,175 @@
+"""The API server as it is asked: lists, watches, and what its troubles are called."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Event
+from tests.kubernetes.cluster import DEADLINE, Cluster, pod, service
+
+PODS = Collection("v1", "pods", "default")
+
+
+def ask[T](work: Callable[[Api], Any]) -> Any:
+    """Do something with an API, and close it."""
+
+    async def whole() -> Any:
+        api = Api()
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await work(api)
+        finally:
+            await api.close()
+
+    return asyncio.run(whole())
+
+
+def names(values: list[Any]) -> list[str]:
+    return [value["metadata"]["name"] for value in values]
+
+
+def test_a_list_has_what_the_collection_selects(cluster: Cluster) -> None:
+    cluster.apply(pod("a", "10.0.0.1", app="vllm"), pod("b", "10.0.0.2", app="other"))
+    cluster.apply(pod("c", "10.0.0.3", app="vllm"), namespace="elsewhere")
+
+    async def lists(api: Api) -> list[list[str]]:
+        wanted = [
+            PODS,
+            Collection("v1", "pods"),
+            Collection("v1", "pods", labels="app=vllm"),
+            Collection("v1", "pods", "default", name="b"),
+        ]
+        return [names((await api.list(one))[0]) for one in wanted]
+
+    assert ask(lists) == [["a", "b"], ["a", "b", "c"], ["a", "c"], ["b"]]
+
+
+def test_a_watch_goes_on_from_a_list(cluster: Cluster) -> None:
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def events(api: Api) -> list[tuple[str, str]]:
+        _, version = await api.list(PODS)
+        seen = []
+        async for event in api.watch(PODS, version):
+            if event.kind == "OPEN":
+                changes = (
+                    lambda: cluster.apply(pod("b", "10.0.0.2")),
+                    lambda: cluster.apply(pod("a", "10.0.0.9")),
+                    lambda: cluster.delete("Pod", "b"),
+                )
+                for change in changes:
+                    await asyncio.to_thread(change)
+                continue
+            assert event.version
+            seen.append((event.kind, event.value["metadata"]["name"]))
+            if len(seen) == 3:
+                break
+        return seen
+
+    assert ask(events) == [("ADDED", "b"), ("MODIFIED", "a"), ("DELETED", "b")]
+
+
+async def first_events(api: Api, version: str = "1") -> list[Event]:
+    return [event async for event in api.watch(PODS, version)]
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 500, 503])
+def test_a_refusal_has_its_status_and_the_servers_words(cluster: Cluster, status: int) -> None:
+    cluster.refuse(status, path="pods")
+    for work in (lambda api: api.list(PODS), first_events):
+        with pytest.raises(ApiError, match=f"it answers {status}: as the test says") as refused:
+            ask(work)
+        assert refused.value.status == status
+        assert not isinstance(refused.value, AwayError)
+    assert len([path for _, path in cluster.seen if "pods" in path]) == 2  # not asked again
+
+
+def test_an_expired_token_is_renewed(cluster: Cluster, tmp_path: Path) -> None:
+    def answer(request: web.BaseRequest) -> web.Response | None:
+        if request.headers["authorization"] == "Bearer fresh":
+            return None
+        config = cluster.kubeconfig.read_text(encoding="utf-8")
+        cluster.kubeconfig.write_text(config.replace("t0ken", "fresh"), encoding="utf-8")
+        return None if "version" in request.path else web.json_response({}, status=401)
+
+    cluster.apply(pod("a", "10.0.0.1"))
+    cluster.trouble(answer)
+    values, _ = ask(lambda api: api.list(PODS))
+    assert names(values) == ["a"]
+
+
+def test_a_token_that_stays_refused_is_told(cluster: Cluster) -> None:
+    cluster.refuse(401, path="pods")
+    with pytest.raises(ApiError) as refused:
+        ask(lambda api: api.list(PODS))
+    assert refused.value.status == 401
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "<html>", "[]", "{}", '{"items": {}}', '{"items": [], "metadata": {}}', '"text"', "\x80"],
+)
+def test_nonsense_is_an_error_and_nothing_else(cluster: Cluster, body: str) -> None:
+    cluster.refuse(200, path="pods", body=body or " ")
+    with pytest.raises(ApiError) as nonsense:
+        ask(lambda api: api.list(PODS))
+    assert not isinstance(nonsense.value, AwayError)
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]\n", '{"type": 5}\n', '{"type": "ADDED"}\n'])
+def test_nonsense_in_a_watch_is_an_error_too(cluster: Cluster, body: str) -> None:
+    cluster.refuse(200, path="pods", body=body)
+    with pytest.raises(ApiError) as nonsense:
+        ask(first_events)
+    assert not isinstance(nonsense.value, AwayError)
+
+
+def test_a_version_that_is_too_old_is_410(cluster: Cluster) -> None:
+    cluster.apply(pod("a", "10.0.0.1"))
+    cluster.compact()
+    with pytest.raises(ApiError, match="too old resource version") as gone:
+        ask(first_events)
+    assert gone.value.status == 410
+
+
+def test_a_server_that_is_away_is_away(cluster: Cluster) -> None:
+    cluster.stop()
+    with pytest.raises(AwayError, match="can't be reached"):
+        ask(lambda api: api.list(PODS))
+
+
+def test_a_broken_watch_is_away_too(cluster: Cluster) -> None:
+    async def broken(api: Api) -> None:
+        async for event in api.watch(PODS, "1"):
+            assert event.kind == "OPEN"
+            await asyncio.to_thread(cluster.cut)
+
+    with pytest.raises(AwayError, match="has closed the connection"):
+        ask(broken)
+
+
+def test_without_credentials_it_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(ApiError, match="neither a kubeconfig nor a service account"):
+        ask(lambda api: api.list(PODS))
+
+
+def test_a_status_is_merged_and_a_conflict_told(cluster: Cluster) -> None:
+    cluster.apply(service("s", "10.0.0.1", http=80))
+    where = Collection("v1", "services", "default", "s")
+    before = cluster.get("Service", "s")["metadata"]
+    ask(lambda api: api.patch_status(where, {"status": {"a": 1}, "spec": {"ports": []}}))
+    after = cluster.get("Service", "s")
+    assert after["status"] == {"a": 1}
+    assert after["spec"]["ports"]
+    assert after["metadata"]["generation"] == before["generation"]
+    old = {"metadata": {"resourceVersion": before["resourceVersion"]}, "status": {"a": 2}}
+    with pytest.raises(ApiError) as conflict:
+        ask(lambda api: api.patch_status(where, old))
+    assert conflict.value.status == 409

@@ -1,0 +1,424 @@
+"""The rules from the cluster: read at the start, followed, kept, and told."""
+
+import asyncio
+import json
+import logging
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from pointsman.config.loading import Instance, Loaded, LoadError
+from pointsman.kubernetes import rules as module
+from pointsman.kubernetes.backends import ClusterBackends
+from pointsman.kubernetes.rules import ClusterRules, Copy, own_namespace
+from tests.config.test_objects import provider, route
+from tests.kubernetes.cluster import Cluster, service
+from tests.kubernetes.conftest import beside, until
+
+type Json = dict[str, Any]
+
+BAD = {"providerHost": "p.test", "wait": 5}
+
+
+@pytest.fixture(autouse=True)
+def promptly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pauses that no test has to wait for."""
+    monkeypatch.setattr("pointsman.kubernetes.watching._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("pointsman.kubernetes.watching._LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(module, "_DEBOUNCE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 600.0)  # at the start, the first failure counts
+    return iter([None])
+
+
+class Live:
+    """What has gone live."""
+
+    def __init__(self) -> None:
+        self.tables: list[Loaded] = []
+
+    async def go(self, loaded: Loaded) -> None:
+        self.tables.append(loaded)
+
+    def providers(self, host: str) -> list[str] | None:
+        """Return what serves a host now; None: nothing has it."""
+        found = self.tables[-1].table.lookup(host) if self.tables else None
+        return [t.provider for t in found.rules[0].targets] if found else None
+
+
+def follow(rules: ClusterRules, work: Callable[[Live], Awaitable[None]]) -> Live:
+    """Do something while the rules are watched."""
+    live = Live()
+    asyncio.run(beside(rules.watch(live.go), partial(work, live)))
+    return live
+
+
+def of(namespace: str | None = None, **more: Any) -> ClusterRules:
+    backends = ClusterBackends()
+    instance = Instance(namespace="a", backends=backends)
+    return ClusterRules(namespace, instance, backends=backends, **more)
+
+
+async def do(cluster: Cluster, *values: Json) -> None:
+    await asyncio.to_thread(cluster.apply, *values)
+
+
+# --- at the start ---------------------------------------------------------------------------------
+
+
+def test_they_are_read_at_the_start(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), route("r", "llm.test"), provider("q", at="b"))
+    assert of().load().providers == ("p", "q")
+    assert of("a").load().providers == ("p",)
+    assert of("none").load().providers == ()
+
+
+def test_without_a_server_and_a_copy_the_start_fails_and_says_so(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.stop()
+    with pytest.raises(LoadError) as failed:
+        of("a", copy=tmp_path / "copy.json").load()
+    (problem,) = failed.value.problems
+    assert str(problem).startswith("kubernetes:a: the Kubernetes API can't be read: it can't be")
+    assert f"there is no copy ({tmp_path}/copy.json) of rules" in problem.message
+
+
+def test_without_permission_the_start_fails_with_the_servers_words(cluster: Cluster) -> None:
+    cluster.refuse(403, path="llmproviders")
+    with pytest.raises(LoadError, match="it answers 403: as the test says"):
+        of().load()
+
+
+def test_a_start_waits_for_a_server_that_comes_up(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.apply(provider("p"))
+    asked = []
+
+    def answer(request: web.BaseRequest) -> web.Response | None:
+        asked.append(1)
+        return web.Response(status=503) if len(asked) < 4 else None
+
+    cluster.trouble(answer)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
+    assert of().load().providers == ("p",)
+
+
+def test_a_server_that_never_answers_does_not_hold_the_start_up(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.json"
+    cluster.apply(provider("p"))
+    of(copy=copy).load()
+    monkeypatch.setattr(module, "_START_SECONDS_WITH_COPY", 0.2)
+    cluster.hold()
+    assert of(copy=copy).load().providers == ("p",)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "kr8s.asyncio", None)
+    with pytest.raises(LoadError, match=r"pip install 'pointsman\[kubernetes\]'"):
+        of().load()
+
+
+# --- the copy -------------------------------------------------------------------------------------
+
+
+def test_a_start_without_the_server_uses_the_copy(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "confdir" / "copy.json"
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    of(copy=copy).load()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert [file.name for file in copy.parent.iterdir()] == ["copy.json"]
+    cluster.stop()
+    loaded = of(copy=copy).load()
+    assert (loaded.providers, loaded.routes) == (("p",), ("r",))
+    assert "the rules that were last good are used" in caplog.text
+    with pytest.raises(LoadError):
+        of("a", copy=copy).load()  # other rules than those
+
+
+def test_what_was_good_before_a_restart_is_good_after_it(cluster: Cluster, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    of(copy=copy).load()
+    cluster.apply(route("r", "llm.test", BAD))
+    found = of(copy=copy).load().table.lookup("llm.test")
+    assert found
+    assert [target.provider for target in found.rules[0].targets] == ["p"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "5", '{"source": "kubernetes:", "objects": 5}', '{"source": "kubernetes:"}',
+     '{"source": "kubernetes:", "objects": [{"kind": "x"}]}', "\x00" * 10],
+)  # fmt: skip
+def test_a_copy_that_is_none_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "copy.json").write_text(text, encoding="utf-8")
+    assert Copy(tmp_path / "copy.json", "kubernetes:").read() is None
+
+
+def test_a_copy_that_can_not_be_written_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    copy = Copy(tmp_path / "file" / "copy.json", "kubernetes:")
+    for name in ("p", "q"):
+        copy.write({name: provider(name)})
+    assert len(caplog.messages) == 1
+    assert "give the proxy a confdir that it can write to" in caplog.text
+
+
+def test_an_empty_cluster_is_a_copy_too(tmp_path: Path) -> None:
+    copy = Copy(tmp_path / "copy.json", "kubernetes:")
+    copy.write({})
+    assert copy.read() == {}
+    assert json.loads((tmp_path / "copy.json").read_text(encoding="utf-8"))["objects"] == []
+
+
+# --- as they change -------------------------------------------------------------------------------
+
+
+def test_a_change_goes_live(cluster: Cluster) -> None:
+    async def work(live: Live) -> None:
+        await until(lambda: live.tables)
+        await do(cluster, provider("p"), route("r", "llm.test"))
+        await until(lambda: live.providers("llm.test") == ["p"])
+        await do(cluster, route("r", "other.test"))
+        await until(lambda: live.providers("other.test") == ["p"])
+        assert live.providers("llm.test") is None
+        await asyncio.to_thread(cluster.delete, "LLMRoute", "r", "a")
+        await until(lambda: live.providers("other.test") is None)
+
+    follow(of(), work)
+
+
+def test_what_was_read_at_the_start_is_not_loaded_again(cluster: Cluster) -> None:
+    cluster.apply(provider("p"))
+    rules = of()
+    rules.load()
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        await do(cluster, provider("q"))
+        await until(lambda: live.tables)
+        assert live.tables[0].providers == ("p", "q")
+
+    assert len(follow(rules, work).tables) == 1
+
+
+def test_a_bad_object_stays_as_it_was_and_the_others_change(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    rules = of()
+    rules.load()
+
+    async def work(live: Live) -> None:
+        await do(cluster, route("r", "llm.test", BAD))
+        await until(lambda: rules.faults)
+        await do(cluster, route("s", "new.test"))
+        await until(lambda: live.providers("new.test") == ["p"])
+        assert live.providers("llm.test") == ["p"]
+        await do(cluster, route("r", "mended.test"))
+        await until(lambda: live.providers("mended.test") == ["p"] and not rules.faults)
+
+    follow(rules, work)
+    told = [m for m in caplog.messages if m.startswith("LLMRoute a/r: spec.rules[0]")]
+    assert len(told) == 1
+    assert 'unknown field "wait"' in told[0]
+
+
+def test_while_the_server_is_away_the_rules_stay(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    rules = of()
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        await until(lambda: live.tables)
+        await asyncio.to_thread(cluster.stop)
+        await until(lambda: len(rules.faults) == 2)
+        assert live.providers("llm.test") == ["p"]
+        await asyncio.to_thread(cluster.start)
+        await do(cluster, route("r", "new.test"))
+        await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
+
+    follow(rules, work)
+
+
+def test_one_kind_that_is_not_known_yet_holds_the_rules_back(cluster: Cluster) -> None:
+    """With the routes alone, each would be without its providers for a moment."""
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    cluster.refuse(500, path="llmproviders")
+
+    async def work(live: Live) -> None:
+        await until(lambda: any("llmroutes" in path for path in cluster.watching))
+        await until(lambda: len([p for _, p in cluster.seen if "llmproviders" in p]) > 2)
+        assert not live.tables
+        cluster.trouble(None)
+        await until(lambda: live.providers("llm.test") == ["p"])
+
+    follow(of(), work)
+
+
+# --- what the objects are told --------------------------------------------------------------------
+
+
+def statuses(cluster: Cluster, kind: str, name: str) -> dict[str, str]:
+    return {t: c["status"] for t, c in cluster.conditions(kind, name, "a").items()}
+
+
+def patches(cluster: Cluster) -> list[str]:
+    return [path for method, path in cluster.seen if method == "PATCH" and "/status" in path]
+
+
+GOOD = {"Accepted": "True", "ResolvedRefs": "True"}
+
+
+def test_each_object_is_told_what_came_of_it(cluster: Cluster) -> None:
+    cluster.apply(
+        provider("p"),
+        route("good", "good.test"),
+        route("bad", "bad.test", BAD),
+        route("lost", "lost.test", {"providerHost": "q.test"}),
+    )
+
+    async def work(live: Live) -> None:
+        def status(kind: str, name: str) -> dict[str, str]:
+            return statuses(cluster, kind, name)
+
+        await until(lambda: status("LLMProvider", "p") == GOOD)
+        await until(lambda: status("LLMRoute", "good") == GOOD)
+        bad = {"Accepted": "False", "ResolvedRefs": "Unknown"}
+        await until(lambda: status("LLMRoute", "bad") == bad)
+        lost = {"Accepted": "True", "ResolvedRefs": "False"}
+        await until(lambda: status("LLMRoute", "lost") == lost)
+        await do(cluster, provider("q"))
+        await until(lambda: status("LLMRoute", "lost") == GOOD)
+
+    live = follow(of(writes_status=True), work)
+    message = cluster.conditions("LLMRoute", "bad", "a")["Accepted"]["message"]
+    assert 'spec.rules[0].backendRefs[0].wait: unknown field "wait"' in message
+    assert len(live.tables) == 2  # a written status is no change of the rules
+    assert len(patches(cluster)) == 6  # each once, and what has changed
+    observed = cluster.get("LLMRoute", "bad", "a")
+    assert {c["observedGeneration"] for c in observed["status"]["conditions"]} == {
+        observed["metadata"]["generation"]
+    }
+
+
+def test_what_is_told_already_is_not_told_again(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), route("bad", "bad.test", BAD))
+
+    async def work(live: Live) -> None:
+        await until(lambda: statuses(cluster, "LLMRoute", "bad"))
+        await until(lambda: statuses(cluster, "LLMProvider", "p"))
+
+    follow(of(writes_status=True), work)
+
+    async def again(live: Live) -> None:
+        await do(cluster, provider("q"))
+        await until(lambda: statuses(cluster, "LLMProvider", "q"))
+
+    follow(of(writes_status=True), again)
+    assert len(patches(cluster)) == 3
+
+
+def test_a_proxy_that_is_not_asked_to_writes_nothing(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), route("bad", "bad.test", BAD))
+
+    async def work(live: Live) -> None:
+        await until(lambda: live.tables)
+        await do(cluster, provider("q"))
+        await until(lambda: live.tables[-1].providers == ("p", "q"))
+
+    follow(of(), work)
+    assert patches(cluster) == []
+
+
+def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
+    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+
+    def changed() -> None:
+        rules.look_again()
+
+    backends = ClusterBackends(changed)
+    instance = Instance(namespace="a", backends=backends)
+    rules = ClusterRules(None, instance, backends=backends, writes_status=True)
+
+    class Prepared(Live):
+        async def go(self, loaded: Loaded) -> None:
+            await backends.prepare(loaded.table)
+            await super().go(loaded)
+
+    async def work() -> None:
+        def resolved() -> tuple[str, str]:
+            found = cluster.conditions("LLMRoute", "r", "a").get("ResolvedRefs", {})
+            return found.get("status", ""), found.get("message", "")
+
+        field = "spec.rules[0].backendRefs[0].backendRef"
+        await until(lambda: resolved() == ("False", f"{field}: there is no Service a/vllm"))
+        await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=80), namespace="a")
+        await until(lambda: resolved()[0] == "True")
+
+    async def whole() -> None:
+        try:
+            await beside(rules.watch(Prepared().go), work)
+        finally:
+            backends.stop()
+
+    asyncio.run(whole())
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_status_that_can_not_be_written_holds_nothing_up(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    cluster.refuse(status, path="/status")
+
+    async def work(live: Live) -> None:
+        await until(lambda: patches(cluster))
+        await do(cluster, provider("q"))
+        await until(lambda: live.tables[-1].providers == ("p", "q"))
+        await until(lambda: len(patches(cluster)) >= 2)
+
+    follow(of(writes_status=True), work)
+    assert len([m for m in caplog.messages if "could not be written" in m]) == 1
+
+
+def test_who_was_faster_is_not_overwritten(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.apply(provider("p"))
+    caplog.set_level(logging.INFO)
+    refused = list[int]()
+
+    def conflict(request: web.BaseRequest) -> web.Response | None:
+        if request.path.endswith("/status") and not refused:
+            refused.append(1)
+            return web.json_response({"message": "changed"}, status=409)
+        return None
+
+    cluster.trouble(conflict)
+
+    async def work(live: Live) -> None:
+        await until(lambda: refused)
+        assert statuses(cluster, "LLMProvider", "p") == {}
+        await do(cluster, provider("p", path="/v2"))
+        await until(lambda: statuses(cluster, "LLMProvider", "p") == GOOD)
+
+    follow(of(writes_status=True), work)
+    assert "could not be written" not in caplog.text
+
+
+def test_the_namespace_of_this_process() -> None:
+    assert own_namespace({"POD_NAMESPACE": "shop"}) == "shop"
+    assert own_namespace({})
