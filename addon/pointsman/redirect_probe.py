@@ -27,7 +27,7 @@ SOL_IPV6 = 41
 
 _NO_ROUTE = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
-type Address = tuple[str, int]
+Address = tuple[str, int]  # no `type`: any Python 3.8 or newer can run this
 
 
 class ProbeError(Exception):
