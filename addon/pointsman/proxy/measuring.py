@@ -100,6 +100,7 @@ def read(router: Router) -> Reading:
             )
             for route, rule in router.table.rules()
             for target, share in split(rule.targets)
+            if target.weight  # others are never called: their state would say nothing
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pointsman.config.table import RoutingTable
 from pointsman.reporting.summing import NONE, Report, RuleKey, Sums
@@ -190,7 +191,7 @@ def show(report: Report, shares: Shares, console: Console) -> None:
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(_plain(cell) for cell in row))
+            table.add_row(*(Text(_plain(cell)) for cell in row))
         console.print()
         console.print(table)
     console.print()
@@ -199,9 +200,8 @@ def show(report: Report, shares: Shares, console: Console) -> None:
 
 
 def _plain(cell: str) -> str:
-    """Keep what a client named from being read as markup or steering the terminal."""
-    printable = "".join(c if c.isprintable() else "�" for c in cell)
-    return printable.replace("[", r"\[")
+    """Keep what a client named from steering the terminal."""
+    return "".join(c if c.isprintable() else "�" for c in cell)
 
 
 # --- HTML -----------------------------------------------------------------------------------------
