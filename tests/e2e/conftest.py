@@ -25,6 +25,7 @@ from tests.e2e.harness import (
     to,
     write_rules,
 )
+from tests.e2e.otlp import Receiver
 
 KEYS = {
     "OPENAI_API_KEY": "sk-openai-4b1d0c7e",
@@ -186,3 +187,10 @@ def raw_server() -> Iterator[Callable[..., RawServer]]:
     """Start raw servers for one test: `raw_server(serve, tls=None)`."""
     with ExitStack() as stack:
         yield lambda *serve, **how: stack.enter_context(RawServer(*serve, **how))
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """An OTLP receiver."""
+    with Receiver() as receiver:
+        yield receiver

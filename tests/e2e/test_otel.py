@@ -1,13 +1,10 @@
 """OTLP against a receiver process: spans, metrics, propagation, and a receiver that is away."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +13,6 @@ from tests.e2e.harness import (
     DEADLINE,
     LOOPBACK,
     Far,
-    Json,
-    Output,
     Proxy,
     assert_entry,
     chat,
@@ -30,83 +25,12 @@ from tests.e2e.harness import (
     sse,
     write_rules,
 )
+from tests.e2e.otlp import Receiver, attributes
 
 pytestmark = pytest.mark.e2e
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
-RECEIVER = Path(__file__).parent / "scripts" / "otlp_receiver.py"
-
-
-class Receiver:
-    """A process that takes OTLP over HTTP and prints what it gets, decoded, a JSON line each."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(RECEIVER)], stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout
-        self._output = Output(self._process.stdout)
-        self.port = int(self._output.wait(lambda lines: "".join(lines[:1]), "the port"))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{self.port}",
-            "OTEL_METRIC_EXPORT_INTERVAL": "300",
-            "OTEL_BSP_SCHEDULE_DELAY": "200",
-            "OTEL_SERVICE_NAME": "shop-llm",
-        }
-
-    def received(self, kind: str) -> list[Json]:
-        messages = (json.loads(line) for line in self._output.lines(1))
-        return [message["body"] for message in messages if message["path"] == f"/v1/{kind}"]
-
-    def spans(self) -> list[Json]:
-        return [
-            span
-            for body in self.received("traces")
-            for resource in body["resourceSpans"]
-            for scope in resource["scopeSpans"]
-            for span in scope["spans"]
-        ]
-
-    def metrics(self) -> dict[str, Json]:
-        """Return the last state of each metric."""
-        return {
-            metric["name"]: metric
-            for body in self.received("metrics")
-            for resource in body["resourceMetrics"]
-            for scope in resource["scopeMetrics"]
-            for metric in scope.get("metrics", [])
-        }
-
-    def text(self) -> str:
-        return self._output.text()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(DEADLINE)
-        self._output.join()
-        assert self._process.stdout
-        self._process.stdout.close()
-
-
-def attributes(of: Json) -> dict[str, Any]:
-    def value(given: Json) -> Any:
-        ((kind, held),) = given.items()
-        if kind == "arrayValue":
-            return [value(one) for one in held["values"]]
-        return int(held) if kind == "intValue" else held
-
-    return {one["key"]: value(one["value"]) for one in of.get("attributes", [])}
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.stop()
 
 
 @pytest.fixture
@@ -130,11 +54,6 @@ def start(start_proxy: StartProxy, rules: Path, environment: dict[str, str]) -> 
     return start_proxy(rules, "--set", "llm_otel=true", env=environment)
 
 
-def spans_of(receiver: Receiver, count: int) -> list[Json]:
-    eventually(lambda: len(receiver.spans()) >= count, what=f"{count} spans")
-    return receiver.spans()
-
-
 def test_an_exchange_is_a_span_with_a_child_for_each_attempt(
     start_proxy: StartProxy, receiver: Receiver, rules: Path, openai: Far
 ) -> None:
@@ -147,7 +66,7 @@ def test_an_exchange_is_a_span_with_a_child_for_each_attempt(
         )
     (call,) = openai.calls(1)
     entry = proxy.entry()
-    spans = {span["name"]: span for span in spans_of(receiver, 3)}
+    spans = {span["name"]: span for span in receiver.wait(3)}
     whole = spans["chat m"]
     assert whole["traceId"] == TRACE
     assert whole["parentSpanId"] == "b7ad6b7169203331"
@@ -183,7 +102,7 @@ def test_a_client_without_a_trace_gets_none_sent_on_its_behalf(
         assert said(client.post("http://api.openai.com/", json=chat(model="m")))
     (call,) = openai.calls(1)
     assert "traceparent" not in {name.lower() for name, _ in call.headers}
-    spans_of(receiver, 2)
+    receiver.wait(2)
     proxy.entry()
 
 
@@ -194,7 +113,7 @@ def test_a_refused_request_is_a_span_too(
     with proxy.client() as client:
         assert client.post("http://api.openai.com/", content=b"{").status_code == 400
     assert_entry(proxy.entry(), status=400)
-    (span,) = spans_of(receiver, 1)
+    (span,) = receiver.wait(1)
     assert attributes(span)["error.type"] == "bad_request"
 
 
@@ -263,7 +182,7 @@ def test_what_is_left_is_sent_at_the_end(
     openai.calls(1)
     proxy.entry()
     proxy.stop()
-    assert len(spans_of(receiver, 2)) == 2
+    assert len(receiver.wait(2)) == 2
     eventually(lambda: "pointsman.requests" in receiver.metrics(), what="the last metrics")
 
 

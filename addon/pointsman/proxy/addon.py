@@ -153,8 +153,6 @@ class Pointsman:
             self._measuring.switch(on=ctx.options.llm_metrics)
         if "llm_otel" in updated:
             self._exporting.switch(on=ctx.options.llm_otel)
-            if self._running:
-                self._exporting.running()
 
     def running(self) -> None:
         """Begin to watch the rules; slim mitmproxy down where no one can see it."""
@@ -178,7 +176,6 @@ class Pointsman:
         load_prices()
         self.drain.listen_to_signals()
         self._measuring.running()
-        self._exporting.running()
         self.endpoint.open()
         self._watch()
 

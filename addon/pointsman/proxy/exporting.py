@@ -3,39 +3,38 @@
 Where to, how often and how much of it is said by OpenTelemetry's own environment variables:
 OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER,
 OTEL_METRIC_EXPORT_INTERVAL and the others that its SDK reads.
+
+A collector that is away, slow or mad costs telemetry alone: what waits for it is bounded, so are
+the lines that the log has about it, and nothing but three threads ever talks to it or for it.
 """
 
-import asyncio
 import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from mitmproxy import exceptions
 
 import pointsman
 from pointsman.proxy.router import Router
+from pointsman.telemetry.content import Room
 from pointsman.telemetry.exposition import REGISTRY
+from pointsman.telemetry.otlp_settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_INTERVAL = 60_000  # milliseconds, as the SDK's
 _LAST_WORDS = 3.0  # seconds that the end may wait for the collector
-_QUIET = 60.0
-_ASKED_FOR = frozenset({"true", "1", "span_only", "span_and_event"})
-_CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-
-
-def captures_content() -> bool:
-    """Tell whether prompts and answers are to be put on spans: only if asked for by name."""
-    return os.environ.get(_CAPTURE, "").strip().lower() in {
-        "true",
-        "1",
-        "span_only",
-        "span_and_event",
-    }
+_QUIET = 60.0  # seconds between two lines of the log about the collector
+_LONGEST_LINE = 300  # characters; a collector's own words may be in it
+# A span with content may have a quarter of a megabyte: fewer may wait, unless one sets the bounds.
+_CONTENT_QUEUE, _CONTENT_BATCH = 256, 32
+_SIZES = ("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
 
 
 class Exporting:
@@ -43,95 +42,118 @@ class Exporting:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._close: list[Callable[[], object]] = []
-        self._task: asyncio.Task[None] | None = None
-        self._send_metrics: Callable[[], Callable[[], object]] | None = None
+        self._on = False
+        self._begin_to_end: list[Callable[[], None]] = []
+        self._join: list[Callable[[float], None]] = []
 
     def switch(self, *, on: bool) -> None:
-        """Begin to export, or stop.
+        """Begin to export, or stop; what is left is sent without anyone waiting for it.
 
         Raises:
-            OptionsError: the packages that it takes are not installed.
+            OptionsError: the packages that it takes are not installed, or a variable has a value
+                that can't be used.
         """
-        if on is (self._send_metrics is not None):
+        if on is self._on:
             return
         if not on:
-            self.close()
+            self._stop()
             return
+        self._join.clear()  # of what has been switched off before
+        settings = read_settings(os.environ)
         try:
-            self._open()
+            self._open(settings)
         except ImportError as error:
+            self._stop()
             raise exceptions.OptionsError(
                 f"llm_otel needs more packages ({error.name}): pip install 'pointsman[otel]'"
             ) from None
+        except (OSError, RuntimeError, ValueError) as error:
+            self._stop()
+            raise exceptions.OptionsError(
+                f"llm_otel: an OTEL_… variable can't be used ({error})"
+            ) from None
+        self._on = True
+        for warning in settings.warnings:
+            logger.warning("%s", warning)
 
-    def _open(self) -> None:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415 (an extra)
-            OTLPMetricExporter,
-        )
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+    def _open(self, settings: Settings) -> None:
+        if not (settings.traces or settings.metrics):
+            return
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
+
+        _calm_the_exporters()
+        named = OTELResourceDetector().detect().attributes
+        resource = Resource.create({**_resource(), **named})
+        if settings.traces:
+            self._open_traces(resource, content=settings.content)
+        if settings.metrics:
+            self._open_metrics(resource, settings.interval)
+
+    def _open_traces(self, resource: "Resource", *, content: bool) -> None:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 (an extra)
             OTLPSpanExporter,
         )
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-        from pointsman.telemetry.otlp_metrics import convert  # noqa: PLC0415
-        from pointsman.telemetry.otlp_traces import Traces  # noqa: PLC0415
+        from pointsman.telemetry.otlp_session import brief_session  # noqa: PLC0415
+        from pointsman.telemetry.otlp_traces import Contents, Traces  # noqa: PLC0415
+        from pointsman.viewing.genai import attributes  # noqa: PLC0415
 
-        _calm_the_exporters()
-        resource = Resource.create(_resource())
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        traces = Traces(provider)
+        queue, batch = _sizes(os.environ) if content else (None, None)
+        exporter = OTLPSpanExporter(session=brief_session())
+        provider.add_span_processor(BatchSpanProcessor(exporter, queue, None, batch))
+        contents = Contents(attributes) if content else None
+        traces = Traces(provider, contents)
+
+        def finish() -> None:
+            if contents:
+                contents.close()
+            provider.shutdown()
+
+        ending = threading.Thread(target=finish, name="the last spans by OTLP", daemon=True)
+        self._begin_to_end.append(ending.start)
+        self._join.append(ending.join)
         self._router.tracing = traces
-        self._router.capture_content = captures_content()
-        # First: others may look at what it leaves, and it changes nothing they read.
+        self._router.capture = Room() if content else None
         self._router.sinks.put("traces", traces.record)
-        exporter, started = OTLPMetricExporter(), time.time_ns()
 
-        def send() -> Callable[[], object]:
-            data = convert(REGISTRY.collect(), resource, started)
-            return lambda: exporter.export(data)
+    def _open_metrics(self, resource: "Resource", interval: float) -> None:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
+            OTLPMetricExporter,
+        )
 
-        self._send_metrics = send
-        self._close = [provider.shutdown, exporter.shutdown]
+        from pointsman.telemetry.otlp_metrics import Sender  # noqa: PLC0415
+        from pointsman.telemetry.otlp_session import brief_session  # noqa: PLC0415
 
-    def running(self) -> None:
-        """Begin to send metrics now and then."""
-        if self._send_metrics is not None and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._send_now_and_then())
+        exporter = OTLPMetricExporter(session=brief_session())
+        sender = Sender(REGISTRY.collect, exporter.export, resource, interval)
+        self._begin_to_end.append(sender.end)
+        self._join.append(sender.join)
 
-    async def _send_now_and_then(self) -> None:
-        while self._send_metrics is not None:
-            await asyncio.sleep(_interval())
-            try:
-                # Read here, where nothing changes meanwhile; sent where nothing waits for it.
-                await asyncio.to_thread(self._send_metrics())
-            except Exception:
-                logger.exception("the metrics could not be sent")
+    def _stop(self) -> None:
+        """Take it out of the requests' way, and begin to send what is left."""
+        self._on = False
+        self._router.tracing = self._router.capture = None
+        self._router.sinks.remove("traces")
+        steps, self._begin_to_end = self._begin_to_end, []
+        for step in steps:
+            step()
 
     def close(self) -> None:
-        """Send what there is, for a few seconds at most, and stop."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-        last = list(self._close)
-        if self._send_metrics is not None:
-            last.insert(0, self._send_metrics())
-        self._close, self._send_metrics = [], None
-        self._router.tracing = None
-        self._router.sinks.remove("traces")
-        if last:
-            ending = threading.Thread(target=lambda: [step() for step in last], daemon=True)
-            ending.start()
-            ending.join(_LAST_WORDS)
+        """Send what is left, for a few seconds at most, and stop."""
+        joins, self._join = self._join, []
+        self._stop()
+        until = time.monotonic() + _LAST_WORDS
+        for join in joins:
+            join(max(until - time.monotonic(), 0.0))
 
 
 def _resource() -> dict[str, str]:
-    """Return what tells this process from others; OTEL_RESOURCE_ATTRIBUTES has the last word."""
+    """Return what tells this process from others, unless OTEL_RESOURCE_ATTRIBUTES does."""
     named = {
-        "service.name": os.environ.get("OTEL_SERVICE_NAME", "pointsman"),
+        "service.name": "pointsman",
         "service.version": pointsman.__version__,
         "service.instance.id": str(uuid.uuid4()),
         "k8s.namespace.name": os.environ.get("POD_NAMESPACE", ""),
@@ -140,11 +162,11 @@ def _resource() -> dict[str, str]:
     return {name: value for name, value in named.items() if value}
 
 
-def _interval() -> float:
-    try:
-        return max(int(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "")), 100) / 1000
-    except ValueError:
-        return _DEFAULT_INTERVAL / 1000
+def _sizes(environment: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Return how many spans with content wait and go at once; None: as the variables say."""
+    if any(environment.get(name) for name in _SIZES):
+        return None, None
+    return _CONTENT_QUEUE, _CONTENT_BATCH
 
 
 class _OnceAMinute(logging.Filter):
@@ -155,20 +177,37 @@ class _OnceAMinute(logging.Filter):
         self._told = float("-inf")
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        # That telemetry is lost is no fault of a request's.
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
         now = time.monotonic()
-        if now - self._told < _QUIET:
+        if record.levelno < logging.WARNING or now - self._told < _QUIET:
             return False
         self._told = now
+        # That telemetry is lost is no fault of a request's.
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        said = " ".join(record.getMessage().split())
+        record.msg, record.args = f"OTLP: {said[:_LONGEST_LINE]}", ()
+        record.exc_info = record.exc_text = record.stack_info = None
         return True
+
+
+_LOGGERS = (
+    "opentelemetry.attributes",
+    "opentelemetry.exporter.otlp.common.http",
+    "opentelemetry.exporter.otlp.proto.common._internal",
+    "opentelemetry.exporter.otlp.proto.common._internal.trace_encoder",
+    "opentelemetry.exporter.otlp.proto.http._common",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace",
+    "opentelemetry.sdk.trace.export",
+)
+_OF_CLIENTS = "opentelemetry.trace.span"  # tells of each `tracestate` that is none, and quotes it
 
 
 def _calm_the_exporters() -> None:
     calm = _OnceAMinute()
-    for module in ("trace_exporter", "metric_exporter"):
-        name = f"opentelemetry.exporter.otlp.proto.http.{module}"
-        if not logging.getLogger(name).filters:
-            logging.getLogger(name).addFilter(calm)
+    for name in _LOGGERS:
+        each = logging.getLogger(name)
+        if not any(isinstance(one, _OnceAMinute) for one in each.filters):
+            each.addFilter(calm)
+    logging.getLogger(_OF_CLIENTS).disabled = True

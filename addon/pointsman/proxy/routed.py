@@ -32,9 +32,10 @@ from pointsman.proxy.answer import Answer
 from pointsman.proxy.claiming import port_of
 from pointsman.proxy.keys import no_key
 from pointsman.proxy.own_keys import Masked
-from pointsman.proxy.router import Decision, Router
+from pointsman.proxy.router import Decision, Router, Tracing
 from pointsman.proxy.shaping import Shaper
 from pointsman.proxy.showing import Showing
+from pointsman.proxy.tracing import content_of, with_trace
 from pointsman.routing.masking import mask_protocols, mask_query
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
 from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
@@ -46,6 +47,7 @@ from pointsman.routing.rewriting import (
     without_hop_by_hop,
 )
 from pointsman.telemetry.chunks import ChunkTimes
+from pointsman.telemetry.content import Kept
 from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
@@ -106,7 +108,9 @@ class RoutedRequest:
             namespace=router.namespace,
             route=route.name,
             api=self._api.name if self._api else None,
+            replay=bool(flow.is_replay),
         )
+        self._said = Kept(router.capture) if router.capture else None
         if router.tracing is not None:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
@@ -310,33 +314,35 @@ class RoutedRequest:
         exchange.first_token, exchange.chunk_times, exchange.response_bytes = None, None, 0
         self.answer = None
         self.kept.clear()
+        if self._said:
+            self._said.clear()
         self._api = detect(outgoing.method, outgoing.path) or self._api
         exchange.api = self._api.name if self._api else None
         attempt = Attempt(
             provider=target.provider if target else outgoing.host,
             provider_host=outgoing.host,
             started=time.perf_counter(),
+            port=outgoing.port,
         )
         exchange.attempts.append(attempt)
         self._occupy(target)
-        self.call = Call(target, self._traced(outgoing, attempt), attempt)
+        outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
+        self.call = Call(target, outgoing, attempt)
         if self._showing.full:
             self._showing.rewritten(request, outgoing)
             self._show()
         return self.call
 
-    def _traced(self, outgoing: Outgoing, attempt: Attempt) -> Outgoing:
-        """Let the attempt's span be the parent of what the provider makes of the client's trace."""
+    def _traced(self, outgoing: Outgoing, begin: Callable[[Tracing], dict[str, str]]) -> Outgoing:
+        """Let a span be the parent of what the provider makes of the client's trace."""
         if self._router.tracing is None:
             return outgoing
         try:
-            fields = self._router.tracing.begin(self.exchange, attempt)
+            fields = begin(self._router.tracing)
         except Exception:
-            logger.exception("an attempt could not be traced")
+            logger.exception("a call could not be traced")
             return outgoing
-        sent = {name.encode(): value.encode() for name, value in fields.items()}
-        headers = tuple((name, sent.get(name.lower(), value)) for name, value in outgoing.headers)
-        return replace(outgoing, headers=headers)
+        return replace(outgoing, headers=with_trace(outgoing.headers, fields))
 
     def _occupy(self, target: Target | None) -> None:
         """Count the request at the endpoint that it goes to now, and no longer at the last one."""
@@ -384,6 +390,7 @@ class RoutedRequest:
             mirror=True,
             request_bytes=own.request_bytes,
         )
+        outgoing = self._traced(outgoing, lambda tracing: tracing.begin_copy(own, copy))
         emit = self._router.sinks.emit
         self._router.mirrors.send(outgoing, wanted.target.limits, copy, emit)
 
@@ -616,6 +623,8 @@ class RoutedRequest:
         exchange.response_bytes += len(passed)
         if self._router.keep_bodies and len(self.kept) < _MAX_KEPT_BODY:
             self.kept += passed
+        if self._said:
+            self._said.add(passed)
         exchange.overhead += time.perf_counter() - started
         # Never [b""]: in chunked framing an empty chunk is the end of the body.
         return [passed] if passed else []
@@ -700,6 +709,7 @@ class RoutedRequest:
             partial(self._account, source),
             self._keep,
             self._show,
+            self._tell_what_was_said,
             partial(self._emit, now),
         ]
         for step in steps:
@@ -712,6 +722,15 @@ class RoutedRequest:
     def _emit(self, ended: float) -> None:
         self.exchange.overhead += time.perf_counter() - ended
         self._router.sinks.emit(self.exchange)
+        content, self.exchange.content = self.exchange.content, None
+        if content is not None:
+            content.clear()  # no one wanted it
+
+    def _tell_what_was_said(self) -> None:
+        if self._said is not None and self.call is not None:
+            self.exchange.content = content_of(
+                self.exchange, self.call.outgoing, self.answer, self._said, self._encoding
+            )
 
     def _account(self, source: UsageSource | None) -> None:
         reader, exchange = self.answer.reader if self.answer else None, self.exchange

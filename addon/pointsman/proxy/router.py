@@ -21,6 +21,7 @@ from pointsman.routing.matching import match, reads_body
 from pointsman.routing.planning import NoEndpointError, Plan, all_endpoints, make_plan
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
+from pointsman.telemetry.content import Room
 from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.sinks import Sinks
 
@@ -63,6 +64,9 @@ class Tracing(Protocol):
     def begin(self, exchange: Exchange, attempt: Attempt) -> dict[str, str]:
         """Begin an attempt's span; return the headers that pass the client's trace on."""
 
+    def begin_copy(self, exchange: Exchange, copy: Exchange) -> dict[str, str]:
+        """Begin the span of a copy of an exchange's request, likewise."""
+
 
 class Router:
     """Decides, and remembers what decisions need."""
@@ -85,7 +89,7 @@ class Router:
         self.namespace: str | None = None
         self.sinks = Sinks()
         self.tracing: Tracing | None = None
-        self.capture_content = False  # prompts and answers on spans
+        self.capture: Room | None = None  # for prompts and answers, where spans are to have them
         self._open: dict[str, set[Open]] = {}
         self.health = Health()
         self.keys = Keys()

@@ -1,7 +1,7 @@
 """The exchange: the one record of a request, its decision, its attempts, its usage, its timings.
 
 Every log line (and later metric, trace and page) reads it. The proxy fills it while the request is
-under way and closes it once. It holds no prompt, no answer and no key.
+under way and closes it once. It holds no prompt, no answer and no key (but see `content`).
 
 Times are readings of one monotonic clock in seconds, given by the caller; durations in the access
 log are milliseconds.
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.chunks import ChunkTimes
+from pointsman.telemetry.content import Content
 
 UsageSource = Literal["response", "partial"]
 
@@ -57,20 +58,13 @@ class Attempt:
     ended: float | None = None
     status: int | None = None
     error: str | None = None
+    port: int | None = None
 
     def end(self, now: float, *, status: int | None = None, error: str | None = None) -> None:
         """Close the attempt; a second call changes nothing."""
         if self.ended is None:
             self.ended, self.error = now, error
             self.status = status if status is not None else self.status
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What was said: messages of a role and parts, as OpenTelemetry's conventions shape them."""
-
-    input: list[dict[str, Any]]
-    output: list[dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -99,6 +93,7 @@ class Exchange:
     request_model: str | None = None
     stream: bool | None = None
     mirror: bool = False  # a copy that the client never sees
+    replay: bool = False  # sent again by a person
     # The outcome.
     attempts: list[Attempt] = field(default_factory=list)
     status: int | None = None
@@ -115,7 +110,8 @@ class Exchange:
     overhead: float = 0.0  # seconds in our own code
     request_bytes: int = 0
     response_bytes: int = 0
-    # Where traces are made: the client's trace headers, the spans, content if it is asked for.
+    # Where traces are made: the client's trace headers, the spans, and what was said, if that is
+    # asked for: it is there for the sinks alone, which must not keep it.
     trace_context: dict[str, str] | None = None
     spans: object = None
     content: Content | None = None

@@ -4,9 +4,12 @@ They are read from the registry and handed to the exporter as they are: nothing 
 and what is bounded there is bounded here.
 """
 
+import logging
+import math
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from opentelemetry.sdk.metrics.export import (
@@ -26,6 +29,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import Metric as Family
 from prometheus_client.samples import Sample
 
+_logger = logging.getLogger(__name__)
+
 _SCOPE = InstrumentationScope("pointsman")
 _UNITS = {"_seconds": "s", "_usd": "USD"}
 _LABELS = {"error_type": "error.type", "server_address": "server.address"}
@@ -44,6 +49,58 @@ _NAMES = {
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
+class Sender:
+    """Sends the metrics now and then, in a thread of its own, and once more at its end.
+
+    Args:
+        families: reads them; called in that thread.
+        export: sends them.
+        interval: seconds.
+    """
+
+    def __init__(
+        self,
+        families: Callable[[], Iterable[Family]],
+        export: Callable[[MetricsData], object],
+        resource: Resource,
+        interval: float,
+    ) -> None:
+        self._families = families
+        self._export = export
+        self._resource = resource
+        self._interval = interval
+        self._started = time.time_ns()
+        self._failing = False
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="metrics by OTLP", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Send them once more and stop; this does not wait."""
+        self._ending.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has stopped, so long at most."""
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while not self._ending.wait(self._interval):
+            self._send()
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            data = convert(self._families(), self._resource, self._started)
+            if data.resource_metrics[0].scope_metrics[0].metrics:
+                self._export(data)
+        except Exception:
+            if not self._failing:
+                _logger.exception("the metrics could not be sent")
+            self._failing = True
+        else:
+            self._failing = False
+
+
 def convert(families: Iterable[Family], resource: Resource, started: int) -> MetricsData:
     """Return what the families hold now; `started` is when counting began, Unix nanoseconds."""
     now = time.time_ns()
@@ -53,16 +110,17 @@ def convert(families: Iterable[Family], resource: Resource, started: int) -> Met
 
 
 def _metric(family: Family, started: int, now: int) -> Metric | None:
-    if not family.samples:
+    # What a process that shares its values in files has withdrawn is no number.
+    samples = [sample for sample in family.samples if not math.isnan(sample.value)]
+    if not samples:
         return None
     name, unit = _named(family.name)
     data: Sum | Gauge | Histogram
     if family.type == "histogram":
-        data = Histogram(list(_histograms(family.samples, started, now)), _CUMULATIVE)
+        data = Histogram(list(_histograms(samples, started, now)), _CUMULATIVE)
     else:
         points = [
-            NumberDataPoint(_attributes(sample), started, now, sample.value)
-            for sample in family.samples
+            NumberDataPoint(_attributes(sample), started, now, sample.value) for sample in samples
         ]
         counts = family.type == "counter"
         data = Sum(points, _CUMULATIVE, is_monotonic=True) if counts else Gauge(points)

@@ -26,16 +26,16 @@ def request(body: dict[str, Any]) -> Conversation:
     """Read a request; the system prompt is shown as the first message."""
     names: dict[str, str] = {}
 
-    def render(message: Any) -> Node:
+    def render(message: Any) -> Message | Node:
         if not isinstance(message, dict):
             return json_node(message)
         parts = parts_of(message.get("content"), lambda block: _block(block, names))
-        return Message(str(message.get("role")), parts).node()
+        return Message(str(message.get("role")), parts)
 
     system = parts_of(body.get("system"), lambda block: _block(block, names))
     return Conversation(
-        messages=([Message("system", system).node()] if system else [])
-        + listed(body.get("messages"), render),
+        system=Message("system", system) if system else None,
+        messages=listed(body.get("messages"), render),
         tools=tools(body.get("tools"), lambda item: [function_or_built_in(item)]),
         parameters=without(body, "system", "messages", "tools"),
     )

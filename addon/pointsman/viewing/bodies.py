@@ -126,6 +126,12 @@ def is_event_stream(content_type: str | None, data: bytes) -> bool:
 # --- requests -------------------------------------------------------------------------------------
 
 
+def conversation(data: bytes, api: Api) -> Conversation | None:
+    """Return what a request says; None where that can't be read."""
+    view, body = _VIEWS.get(api.name), load(data)
+    return view.request(body) if view and isinstance(body, dict) else None
+
+
 def show_request(data: bytes, api: Api | None, way: Way | None = None) -> str:
     """Return a request as text: the way that it went, its parameters, its conversation."""
     told: dict[str, Node] = {"route": section(way)} if way else {}
@@ -133,12 +139,12 @@ def show_request(data: bytes, api: Api | None, way: Way | None = None) -> str:
     view = _VIEWS.get(api.name) if api else None
     if api is None or view is None or not isinstance(body, dict):
         return outline(told | _unread(data, body))
-    conversation = view.request(body)
+    asked = view.request(body)
     told["request"] = api.name
-    told |= _parameters(conversation.parameters, way)
-    if conversation.tools:
-        told["tools"] = conversation.tools
-    told["conversation"] = conversation.messages or "(empty)"
+    told |= _parameters(asked.parameters, way)
+    if asked.tools:
+        told["tools"] = asked.tools
+    told["conversation"] = asked.nodes() or "(empty)"
     return outline(told)
 
 
@@ -212,21 +218,35 @@ def show_answer(  # noqa: PLR0913 (all that is known of an answer)
 
 def said(data: bytes, api: Api | None, *, event_stream: bool) -> str:
     """Return what an answer says, as text; empty where it says nothing that can be read."""
-    view = _VIEWS.get(api.name) if api else None
-    if api is None or view is None:
+    if api is None or api.name not in _VIEWS:
         return ""
-    if event_stream:
-        events, _, _ = _read_stream(api, data)
-        body = view.fold(events)
-    else:
-        body = load(data)
-        if api.name == "gemini" and data[:_SNIFFED].lstrip()[:1] == b"[":
-            body = gemini.merge(_chunks(body, data))
-    if not isinstance(body, dict):
-        return ""
+    body, _ = _read_body(data, api, event_stream=event_stream)
     if error := body.get("error"):
         return outline({"error": _error(error)}).strip()
-    return "\n".join(_part_text(part) for message in view.answer(body) for part in message.parts)
+    messages = _VIEWS[api.name].answer(body)
+    return "\n".join(_part_text(part) for message in messages for part in message.parts)
+
+
+def messages(data: bytes, api: Api, *, event_stream: bool) -> list[Message]:
+    """Return what an answer says, each message with the reason why it ended, if that is known."""
+    if api.name not in _VIEWS:
+        return []
+    body, reader = _read_body(data, api, event_stream=event_stream)
+    found = _joined(_VIEWS[api.name].answer(body))
+    if len(found) == 1 and found[0].finish is None:
+        return [Message(found[0].role, found[0].parts, reader.finish_reason)]
+    return found
+
+
+def _read_body(data: bytes, api: Api, *, event_stream: bool) -> tuple[dict[str, Any], Reader]:
+    """Return an answer as its JSON object, a stream's put together, and what was read of it."""
+    if event_stream:
+        events, _, reader = _read_stream(api, data)
+        return mapping(_VIEWS[api.name].fold(events)), reader
+    body = load(data)
+    if api.name == "gemini" and data[:_SNIFFED].lstrip()[:1] == b"[":
+        body = gemini.merge(_chunks(body, data))
+    return mapping(body), _read(api, data)
 
 
 def _part_text(part: Node) -> str:

@@ -29,12 +29,13 @@ MOST_CHUNKS = 20_000
 def request(body: dict[str, Any]) -> Conversation:
     """Read a request; the system instruction is shown as the first message."""
     system = body.get("systemInstruction", body.get("system_instruction"))
-    opening = [_content(system, "system").node()] if system else []
+    opening: list[Message | Node] = []
     if "content" in body:  # embedContent has one
-        opening.append(_content(body["content"], "content").node())
+        opening.append(_content(body["content"], "content"))
     known = ("systemInstruction", "system_instruction", "content", "contents", "tools")
     return Conversation(
-        messages=opening + listed(body.get("contents"), lambda one: _content(one, "user").node()),
+        system=_content(system, "system") if system else None,
+        messages=opening + listed(body.get("contents"), lambda one: _content(one, "user")),
         tools=tools(body.get("tools"), _tool),
         parameters=_flat(without(body, *known)),
     )

@@ -20,10 +20,6 @@ class Message:
     parts: list[Node]
     finish: str | None = None
 
-    def node(self) -> Node:
-        """Return it for an outline."""
-        return self.fields()
-
     def fields(self) -> dict[str, Node]:
         """Return it as its role and what it says."""
         role = line(self.role, _MAX_ROLE) or "(no role)"
@@ -34,17 +30,38 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a request says; `parameters` are JSON values, the model and `stream` among them."""
+    """What a request says; `parameters` are JSON values, the model and `stream` among them.
 
-    messages: list[Node]
+    `system` is what the API has apart from the messages. A message that can't be read as one is a
+    node, and so is the mark where some are left out.
+    """
+
+    messages: list[Message | Node]
     tools: list[Node] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
+    system: Message | None = None
+
+    def nodes(self) -> list[Node]:
+        """Return what is said for an outline, the system's part first."""
+        said = [self.system, *self.messages] if self.system else self.messages
+        return [one.fields() if isinstance(one, Message) else one for one in said]
 
 
-def listed(items: Any, render: Callable[[Any], Node]) -> list[Node]:
+class Thing(dict[str, Node]):
+    """A tool, a call or a result: a mapping as an outline shows it, and the fields it is made of.
+
+    The fields have the names of OpenTelemetry's conventions (see `genai`).
+    """
+
+    def __init__(self, shown: Mapping[str, Node], **fields: Node) -> None:
+        super().__init__(shown)
+        self.fields = fields
+
+
+def listed[T](items: Any, render: Callable[[Any], T]) -> list[T | str]:
     """Return the first and the last items, rendered, and how many stand between them."""
     first, last, left_out = some(items if isinstance(items, list) else [])
-    nodes = [render(item) for item in first]
+    nodes: list[T | str] = [render(item) for item in first]
     if left_out:
         nodes.append(f"… {left_out:,} left out …")
     return nodes + [render(item) for item in last]
@@ -81,7 +98,8 @@ def call(name: Any, identity: Any, arguments: Any) -> Node:
         read = load(arguments) if len(arguments) <= _MAX_ARGUMENTS else None
         arguments = arguments if read is None else read
     said = json_node(arguments if arguments not in (None, "") else {})
-    return {_named("call", name, identity): said}
+    told = {"type": "tool_call", **_names(name, identity), "arguments": said}
+    return Thing({_named("call", name, identity): said}, **told)
 
 
 _MAX_ARGUMENTS = 1024 * 1024
@@ -91,7 +109,14 @@ def result(name: Any, identity: Any, parts: list[Node], *, failed: bool = False)
     """Return the result of a tool call."""
     what = "failed result of" if failed else "result of"
     said: Node = parts[0] if len(parts) == 1 else parts or "(nothing)"
-    return {_named(what, name, identity): said}
+    told: dict[str, Node] = {"type": "tool_call_response", **_names(name, identity)}
+    told |= {"response": parts} | ({"is_error": True} if failed else {})
+    return Thing({_named(what, name, identity): said}, **told)
+
+
+def _names(name: Any, identity: Any) -> dict[str, str]:
+    told = {"name": line(str(name)) if name else ""}
+    return told | ({"id": line(str(identity))} if identity else {})
 
 
 def _named(what: str, name: Any, identity: Any) -> str:
@@ -118,7 +143,9 @@ def tool(name: Any, description: Any, schema: Any) -> Node:
     if len(properties) > _MOST_PARAMETERS:
         names.append("…")
     said = line(description) if isinstance(description, str) else ""
-    return {f"{line(str(name), _MAX_ROLE)}({', '.join(names)})": said or "(no description)"}
+    shown = f"{line(str(name), _MAX_ROLE)}({', '.join(names)})"
+    told = {"type": "function", "name": line(str(name)), "description": said}
+    return Thing({shown: said or "(no description)"}, **told)
 
 
 _MOST_PARAMETERS = 12

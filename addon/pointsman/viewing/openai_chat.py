@@ -26,8 +26,8 @@ def chat_request(body: dict[str, Any]) -> Conversation:
     """Read a chat completion's request."""
     names: dict[str, str] = {}
 
-    def render(message: Any) -> Node:
-        return _message(message, names).node() if isinstance(message, dict) else json_node(message)
+    def render(message: Any) -> Message | Node:
+        return _message(message, names) if isinstance(message, dict) else json_node(message)
 
     return Conversation(
         messages=listed(body.get("messages"), render),
@@ -130,14 +130,14 @@ def embedding_request(body: dict[str, Any]) -> Conversation:
     return Conversation(_inputs("input", body.get("input")), parameters=without(body, "input"))
 
 
-def _inputs(name: str, value: Any) -> list[Node]:
+def _inputs(name: str, value: Any) -> list[Message | Node]:
     if isinstance(value, list) and value and isinstance(value[0], int):
-        return [{name: f"{len(value):,} tokens"}]
+        return [Message(name, [f"{len(value):,} tokens"])]
     many = value if isinstance(value, list) else [value]
 
-    def render(item: Any) -> Node:
+    def render(item: Any) -> Message | Node:
         tokens = isinstance(item, list) and item and isinstance(item[0], int)
-        return {name: f"{len(item):,} tokens" if tokens else json_node(item)}
+        return Message(name, [f"{len(item):,} tokens" if tokens else json_node(item)])
 
     return listed(many, render)
 

@@ -31,8 +31,8 @@ def request(body: dict[str, Any]) -> Conversation:
     given = body.get("input")
     many = given if isinstance(given, list) else [] if given is None else [given]
     return Conversation(
-        messages=([Message("instructions", instructions).node()] if instructions else [])
-        + listed(many, lambda item: _item(item, names, "user").node()),
+        system=Message("instructions", instructions) if instructions else None,
+        messages=listed(many, lambda item: _item(item, names, "user")),
         tools=tools(body.get("tools"), lambda item: [function_or_built_in(item)]),
         parameters=without(body, "instructions", "input", "tools"),
     )

@@ -33,11 +33,13 @@ def readable(value: Any) -> Any:
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
+        coding = self.headers.get("content-encoding")
+        if coding == "gzip":
             body = gzip.decompress(body)
         message = MESSAGES[self.path]()
         message.ParseFromString(body)
-        line = json.dumps({"path": self.path, "body": readable(MessageToDict(message))})
+        received = readable(MessageToDict(message))
+        line = json.dumps({"path": self.path, "coding": coding, "body": received})
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
         self.send_response(200)
