@@ -1,6 +1,7 @@
 """What is changed about mitmproxy must not change what addons see."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -84,14 +85,57 @@ def test_addons_that_come_and_go_are_noticed() -> None:
 def test_a_script_that_is_loaded_anew_is_noticed() -> None:
     seen: list[str] = []
     with taddons.context() as context:
-        loader = SimpleNamespace(name="loader", addons=[listener("old", seen)])
-        context.master.addons.add(loader)
-        dispatch = tuning._Dispatch(context.master.addons)
+        manager = context.master.addons
+        old, new = listener("script", seen), listener("script", seen)
+        loader = SimpleNamespace(name="loader", addons=[old])
+        manager.add(loader)
+        dispatch = tuning._Dispatch(manager)
         event = HttpRequestHook(tflow.tflow())
         asyncio.run(dispatch(event))
-        loader.addons = [listener("new", seen)]
+        seen.append("loaded anew")
+        # As mitmproxy's script loader does.
+        manager.remove(old)
+        new.request = lambda _flow: seen.append("new")  # type: ignore[attr-defined]
+        manager.register(new)
+        loader.addons = [new]
         asyncio.run(dispatch(event))
-    assert seen == ["old", "new"]
+    assert seen == ["script", "loaded anew", "new"]
+
+
+def test_a_hook_that_waits_is_waited_for_before_the_next_addon() -> None:
+    seen: list[str] = []
+
+    async def request(_flow: object) -> None:
+        await asyncio.sleep(0)
+        seen.append("waited")
+
+    with taddons.context() as context:
+        waiting = SimpleNamespace(name="waiting", request=request)
+        context.master.addons.add(waiting, listener("next", seen))
+        trigger(context.master.addons, HttpRequestHook(tflow.tflow()))
+    assert seen == ["waited", "next"]
+
+
+def test_a_hook_that_is_no_function_costs_the_others_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[str] = []
+    with taddons.context() as context:
+        context.master.addons.add(
+            SimpleNamespace(name="odd", request="no function"), listener("next", seen)
+        )
+        trigger(context.master.addons, HttpRequestHook(tflow.tflow()))
+    assert seen == ["next"]
+    assert "not callable" in caplog.text
+
+
+def test_what_is_loaded_is_no_longer_searched_for_garbage() -> None:
+    try:
+        tuning.spare_what_is_loaded()
+        assert gc.get_freeze_count() > 0
+        assert len(gc.get_objects()) < gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
 
 
 def test_an_addon_stays_when_its_option_is_on() -> None:

@@ -181,6 +181,7 @@ class Pointsman:
         self._exporting.running()
         self.endpoint.open()
         self._watch()
+        tuning.spare_what_is_loaded()
 
     def done(self) -> None:
         """Close what is open; each request under way still gets its log line."""
