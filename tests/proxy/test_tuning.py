@@ -8,10 +8,15 @@ from types import SimpleNamespace
 import pytest
 from mitmproxy import exceptions, hooks
 from mitmproxy.addonmanager import AddonManager
+from mitmproxy.addons.modifyheaders import ModifyHeaders
+from mitmproxy.addons.save import Save
+from mitmproxy.addons.script import ScriptLoader
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHook
 from mitmproxy.test import taddons, tflow
 
 from pointsman.proxy import tuning
+
+OWN = object()
 
 
 def listener(name: str, seen: list[str], effect: Callable[[], None] = lambda: None) -> object:
@@ -127,6 +132,30 @@ def test_a_hook_that_is_no_function_costs_the_others_nothing(
         trigger(context.master.addons, HttpRequestHook(tflow.tflow()))
     assert seen == ["next"]
     assert "not callable" in caplog.text
+
+
+def own_script(*more: object) -> object:
+    return SimpleNamespace(ns=SimpleNamespace(addons=[OWN, *more]))
+
+
+@pytest.mark.parametrize(
+    ("added", "scripts", "seen"),
+    [
+        ((), [own_script()], False),
+        ((), [own_script(), SimpleNamespace(ns=SimpleNamespace())], True),
+        ((), [own_script(), SimpleNamespace(ns=None)], True),  # its file may be mended at any time
+        ((), [own_script(SimpleNamespace(name="other"))], True),
+        ((Save(),), [own_script()], True),
+        ((ModifyHeaders(),), [own_script()], True),
+        ((SimpleNamespace(name="someones"),), [own_script()], True),
+    ],
+)
+def test_flows_are_seen_by_a_feature_that_is_on_and_by_any_addon_beside_ours(
+    added: tuple[object, ...], scripts: list[object], seen: bool
+) -> None:
+    with taddons.context(ScriptLoader(), *added, loadcore=False) as context:
+        context.master.addons.get("scriptloader").addons = scripts
+        assert tuning.flows_are_seen(context.master, OWN) is seen
 
 
 def test_what_is_loaded_is_no_longer_searched_for_garbage() -> None:

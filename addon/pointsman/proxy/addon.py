@@ -168,6 +168,7 @@ class Pointsman:
             # What is saved is looked at later.
             self.router.keep_ways |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
+            self.router.shows = tuning.flows_are_seen(ctx.master, self)
         else:
             self.router.own_keys = OwnKeys()
             self.endpoint.collect()  # for llm.usage

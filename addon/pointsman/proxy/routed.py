@@ -110,7 +110,7 @@ class RoutedRequest:
         if router.tracing is not None:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
-        self._showing = Showing(flow, full=router.keep_ways)
+        self._showing = Showing(flow, full=router.keep_ways) if router.shows else None
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -320,7 +320,7 @@ class RoutedRequest:
         exchange.attempts.append(attempt)
         self._occupy(target)
         self.call = Call(target, self._traced(outgoing, attempt), attempt)
-        if self._showing.full:
+        if self._showing is not None and self._showing.full:
             self._showing.rewritten(request, outgoing)
             self._show()
         return self.call
@@ -722,7 +722,8 @@ class RoutedRequest:
         self.answer.account(exchange, self.call.attempt.provider_host, source)
 
     def _show(self) -> None:
-        self._showing.update(self.exchange, self.decision)
+        if self._showing is not None:
+            self._showing.update(self.exchange, self.decision)
 
     def _keep(self) -> None:
         """Leave on the flow what came of an answer that did not come to its end."""
@@ -731,7 +732,8 @@ class RoutedRequest:
             return
         if self.kept and response.raw_content is None:
             response.raw_content = bytes(self.kept)
-        if response.stream and len(self.kept) < self.exchange.response_bytes:
+        cut = response.stream and len(self.kept) < self.exchange.response_bytes
+        if cut and self._showing is not None:
             self._showing.cut(self.exchange.response_bytes)
 
 

@@ -74,6 +74,19 @@ def remove_idle_addons(master: DumpMaster) -> None:
             master.addons.remove(addon)
 
 
+def flows_are_seen(master: DumpMaster, own: object) -> bool:
+    """Tell whether anything looks at what stands on flows: a feature in use, an addon beside ours.
+
+    `own` is our addon; those whose feature is off have been removed.
+    """
+    scripts = master.addons.get("scriptloader").addons
+    return (
+        any(master.addons.get(name) for name in _NEEDED)
+        or any(getattr(script.ns, "addons", None) != [own] for script in scripts)
+        or not all(type(addon).__module__.startswith("mitmproxy.") for addon in master.addons.chain)
+    )
+
+
 class _Dispatch:
     """Gives each hook to those that listen to it, in their order.
 
