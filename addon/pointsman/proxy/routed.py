@@ -448,8 +448,10 @@ class RoutedRequest:
         if target is None or self.decision is None:
             return TimeLimits()
         limits, whole = target.limits, self.decision.rule.retry.per_try_timeout
-        bounds = [bound for bound in (limits.first_byte, whole) if bound is not None]
-        return replace(limits, first_byte=min(bounds, default=None))
+        if whole is None:
+            return limits
+        first_byte = whole if limits.first_byte is None else min(limits.first_byte, whole)
+        return replace(limits, first_byte=first_byte)
 
     def keep_answer(self, response: http.Response, body: bytes) -> None:
         """Keep a provider's refusal: the client gets the last one when all attempts have failed."""
