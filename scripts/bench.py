@@ -12,7 +12,7 @@ compared is the ratio (or difference) within one round, and the median of the ro
 CPU is the proxy process's own (user and system), so the cost of the client and the provider does
 not count; the requests/s do depend on it, and on the machine: they are told for information.
 
-With `--metrics` it compares Pointsman with and without its metrics instead.
+With `--metrics` it compares Pointsman with and without its metrics and its page instead.
 """
 
 import argparse
@@ -54,6 +54,8 @@ START_SECONDS = 30  # for a proxy to listen
 STEP_SECONDS = 120  # for one measurement
 KEY = "key-of-the-rules"
 LLM_HOST = "llm.example"
+# Open, as it is by default, and on a port of its own.
+ADMIN = ("--set", "llm_admin=127.0.0.1:0")
 
 # Two well-known hosts at one local address: a list price is looked up as it would be.
 RULES = """\
@@ -396,7 +398,7 @@ def proxies(folder: Path, provider_port: int) -> Iterator[tuple[Proxy, Proxy, Pr
     with (
         mitmdump("bare", folder, *to_provider) as bare,
         mitmdump("streaming", folder, *to_provider, "--set", "stream_large_bodies=1") as streaming,
-        mitmdump("pointsman", folder, *addon) as pointsman,
+        mitmdump("pointsman", folder, *addon, *ADMIN) as pointsman,
     ):
         yield bare, streaming, pointsman
 
@@ -495,14 +497,14 @@ async def run(*, rounds: int, requests: int, streams: int) -> list[Figure]:
 
 
 async def run_metrics(*, rounds: int, requests: int, streams: int) -> list[Figure]:
-    """Measure Pointsman without and with its metrics."""
+    """Measure Pointsman without and with its metrics and what it keeps for its page."""
     with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as folder:
         async with Provider().serving() as provider:
             options = with_addon(Path(folder), provider.port)
-            off = ("--set", "llm_metrics=false")
+            off = ("--set", "llm_metrics=false", "--set", "llm_admin=off")
             with (
                 mitmdump("without", Path(folder), *options, *off) as without,
-                mitmdump("with", Path(folder), *options) as measured,
+                mitmdump("with", Path(folder), *options, *ADMIN) as measured,
             ):
                 ways = [Way(without.port, without), Way(measured.port, measured)]
                 for way in ways:
@@ -646,7 +648,9 @@ def main() -> int:
         "--streams", type=count, default=8, help="per round and way; default: %(default)s"
     )
     parser.add_argument(
-        "--metrics", action="store_true", help="compare Pointsman with and without its metrics"
+        "--metrics",
+        action="store_true",
+        help="compare Pointsman with and without its metrics and its page",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")

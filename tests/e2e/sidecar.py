@@ -223,7 +223,8 @@ class Sidecar:
             assert self._process.poll() is None, "it has ended"
             return self.ask("/readyz").status_code == 200
 
-        eventually(ready, what="readiness")
+        # The first start in a confdir compiles what the workers import.
+        eventually(ready, what="readiness", within=3 * DEADLINE)
 
 
 def is_alive(pid: int) -> bool:

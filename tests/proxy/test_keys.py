@@ -9,7 +9,7 @@ from pointsman.config.credentials import CredentialError, KeyFile, Literal
 from pointsman.config.table import CallConfig, Route, RoutingTable, Rule, Target
 from pointsman.errors import KeyMissingError
 from pointsman.proxy import keys as keys_module
-from pointsman.proxy.keys import Keys, no_key, routes
+from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.router import Router
 from pointsman.routing.request import Body, ClientRequest
 
@@ -105,7 +105,7 @@ def test_several_are_named_each_once(file: Path) -> None:
 def test_a_route_of_several_names_is_looked_at_once() -> None:
     one = route("one", target("a"))
     found = RoutingTable(exact={"one": one, "one.default": one}, wildcards=((".one", one),))
-    assert list(routes(found)) == [one]
+    assert list(found.routes()) == [one]
 
 
 # --- as the router has it -------------------------------------------------------------------------

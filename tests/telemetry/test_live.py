@@ -1,6 +1,7 @@
 """The page's numbers: counted as the access log has them, bounded, and merged over processes."""
 
 import json
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -124,10 +125,22 @@ def test_what_a_client_chooses_is_bounded() -> None:
     assert seen["totals"]["requests"] == 5000
     assert sum(m["requests"] for m in seen["models"]) == 5000
     assert sum(r["requests"] for r in seen["rules"]) == 5000
+    assert sum(sum(slot["providers"].values()) for slot in seen["slots"]) == 5000
+    assert all(len(slot["providers"]) <= 101 for slot in seen["slots"])
     assert len(seen["models"]) < 300
     assert len(seen["rules"]) < 2100
     assert len(json.dumps(seen["models"])) < 200_000
     assert all(len(e["client_model"]) < 300 for e in seen["exchanges"])
+
+
+def test_a_path_of_any_length_is_kept_short() -> None:
+    live = Live()
+    made = replace(exchange(upstream_path="u" * 60_000), path="p" * 60_000, host="h" * 60_000)
+    live.record(made)
+    (shown,) = live.snapshot()["exchanges"]
+    assert [len(shown[name]) for name in ("path", "upstream_path", "host")] == [257] * 3
+    assert len(made.path) == 60_000  # others read it too
+    assert len(pickle.dumps(live._exchanges)) < 5000
 
 
 def test_slots_end_and_old_ones_go() -> None:

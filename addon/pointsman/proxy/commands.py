@@ -120,9 +120,9 @@ class Commands:
             self._reload()
         except exceptions.OptionsError as error:
             raise exceptions.CommandError(f"the last good rules stay live: {error}") from None
-        routes = {id(route): route for route in self._router.table.exact.values()}
-        rules = sum(len(route.rules) for route in routes.values())
-        return _data([["live", f"{len(routes)} hosts, {rules} rules"]])
+        table = self._router.table
+        hosts, rules = len(list(table.routes())), len(list(table.rules()))
+        return _data([["live", f"{hosts} hosts, {rules} rules"]])
 
 
 def _http(shown: flow.Flow) -> http.HTTPFlow:

@@ -6,7 +6,7 @@ name alone.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pointsman.config.credentials import Credential, CredentialError
 from pointsman.config.table import Route, RoutingTable, Rule, Target
@@ -58,7 +58,7 @@ class Keys:
         has by itself counts only where no written route leads to that provider. A rule that only
         observes needs no key.
         """
-        every = [(route, rule) for route in routes(table) for rule in route.rules]
+        every = list(table.rules())
         rules = [(route, rule) for route, rule in every if not rule.observe]
         written = {t.provider for route, rule in rules if route.name for t in rule.targets}
         reasons: dict[str, None] = {}
@@ -87,12 +87,6 @@ def no_key(rule: str, providers: Sequence[str]) -> KeyMissingError:
     )
     error.rule, error.provider = rule, providers[0]
     return error
-
-
-def routes(table: RoutingTable) -> Iterable[Route]:
-    """Return each route once, whatever number of names it answers to."""
-    every = [*table.exact.values(), *(route for _, route in table.wildcards)]
-    return {id(route): route for route in every}.values()
 
 
 def _credential(target: Target) -> Credential | None:

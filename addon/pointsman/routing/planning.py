@@ -119,6 +119,14 @@ def _is_available(target: Target, health: Health, now: float) -> bool:
     return any(health.available(endpoint, now) for endpoint in endpoints(target))
 
 
+def split(targets: Sequence[Target]) -> Iterator[tuple[Target, float]]:
+    """Yield each target and the part of the requests that it gets while all are healthy."""
+    first = min((target.priority for target in targets if target.weight), default=0)
+    total = sum(target.weight for target in targets if target.priority == first)
+    for target in targets:
+        yield target, target.weight / total if target.priority == first and total else 0.0
+
+
 def endpoints(target: Target) -> Iterator[Target]:
     """Yield what is called in a target's stead, the least busy first: itself where it has none."""
     if target.endpoints is None:

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
@@ -22,6 +22,7 @@ SLOTS = 150
 LAST_EXCHANGES = 200
 _MAX_MODELS = 100
 _MAX_NAMES = 1000
+_MAX_IN_SLOT = 100
 _MAX_TEXT = 256
 OTHER = "other"
 _FIRST_ERROR = 400
@@ -116,7 +117,7 @@ class Live:
         """Take in an exchange that has ended. It must not change any more."""
         now = self._clock()
         self._recorded += 1
-        self._exchanges.append((now, exchange))
+        self._exchanges.append((now, _kept(exchange)))
         counted = _counted(exchange)
         _add(self._totals, counted)
         provider = exchange.provider or ""
@@ -129,7 +130,9 @@ class Live:
         rule = (_cut(route), exchange.rule or "", provider)
         _add(_sums_of(self._rules, rule, _MAX_NAMES), counted)
         slot = self._slot(now)
-        slot.providers[provider] = slot.providers.get(provider, 0) + 1
+        providers = slot.providers
+        name = provider if provider in providers or len(providers) < _MAX_IN_SLOT else OTHER
+        providers[name] = providers.get(name, 0) + 1
         first = milliseconds(exchange.started, exchange.first_token)
         if first is not None:
             _count(slot.time_to_first_token, first)
@@ -310,6 +313,19 @@ def _add(into: dict[str, Any], values: dict[str, Any]) -> None:
 def _count(buckets: dict[str, int], value: float) -> None:
     number = str(bucket(value))
     buckets[number] = buckets.get(number, 0) + 1
+
+
+def _kept(exchange: Exchange) -> Exchange:
+    """Return the exchange without what is too long to be kept 200 times; mostly itself."""
+    if max(len(exchange.path), len(exchange.host)) <= _MAX_TEXT:
+        return exchange
+    upstream = exchange.upstream_path
+    return replace(
+        exchange,
+        path=_cut(exchange.path),
+        host=_cut(exchange.host),
+        upstream_path=upstream and _cut(upstream),
+    )
 
 
 def _cut(text: str) -> str:
