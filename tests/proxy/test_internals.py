@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from mitmproxy import options, optmanager
+from mitmproxy.addonmanager import AddonManager
 from mitmproxy.addons import clientplayback, default_addons
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver, Servers
+from mitmproxy.addons.script import Script, ScriptLoader
 from mitmproxy.addons.termlog import TermLogHandler
 from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
@@ -182,6 +184,15 @@ def test_an_option_that_the_user_has_not_set_is_told_from_one_that_was() -> None
 def test_every_addon_that_is_removed_when_idle_is_a_default_addon() -> None:
     names = {getattr(addon, "name", type(addon).__name__.lower()) for addon in default_addons()}
     assert set(tuning._NEEDED) - names == {"dumper"}  # mitmdump adds that one itself
+
+
+def test_a_script_is_registered_whenever_it_is_loaded() -> None:
+    source = inspect.getsource(Script.loadscript)
+    assert source.index("addons.remove(self.ns)") < source.index("addons.register(ns)")
+    source = inspect.getsource(ScriptLoader.configure)
+    assert "addons.remove(a)" in source
+    assert "addons.register(s)" in source
+    assert parameters(AddonManager._iter_hooks) == ["self", "addon", "event"]
 
 
 def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> None:

@@ -166,6 +166,7 @@ class Pointsman:
             # What is saved is looked at later.
             self.router.keep_ways |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
+            self.router.shows = tuning.flows_are_seen(ctx.master, self)
         else:
             self.router.own_keys = OwnKeys()
             self.endpoint.collect()  # for llm.usage
@@ -178,6 +179,7 @@ class Pointsman:
         self._measuring.running()
         self.endpoint.open()
         self._watch()
+        tuning.spare_what_is_loaded()
 
     def done(self) -> None:
         """Close what is open; each request under way still gets its log line."""

@@ -114,7 +114,7 @@ class RoutedRequest:
         if router.tracing is not None:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
-        self._showing = Showing(flow, full=router.keep_ways)
+        self._showing = Showing(flow, full=router.keep_ways) if router.shows else None
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -326,6 +326,7 @@ class RoutedRequest:
         )
         exchange.attempts.append(attempt)
         self._occupy(target)
+        self._occupy(target)
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
         self.call = Call(target, outgoing, attempt)
         if self._showing.full:
@@ -455,8 +456,10 @@ class RoutedRequest:
         if target is None or self.decision is None:
             return TimeLimits()
         limits, whole = target.limits, self.decision.rule.retry.per_try_timeout
-        bounds = [bound for bound in (limits.first_byte, whole) if bound is not None]
-        return replace(limits, first_byte=min(bounds, default=None))
+        if whole is None:
+            return limits
+        first_byte = whole if limits.first_byte is None else min(limits.first_byte, whole)
+        return replace(limits, first_byte=first_byte)
 
     def keep_answer(self, response: http.Response, body: bytes) -> None:
         """Keep a provider's refusal: the client gets the last one when all attempts have failed."""
@@ -741,7 +744,8 @@ class RoutedRequest:
         self.answer.account(exchange, self.call.attempt.provider_host, source)
 
     def _show(self) -> None:
-        self._showing.update(self.exchange, self.decision)
+        if self._showing is not None:
+            self._showing.update(self.exchange, self.decision)
 
     def _keep(self) -> None:
         """Leave on the flow what came of an answer that did not come to its end."""
@@ -750,7 +754,8 @@ class RoutedRequest:
             return
         if self.kept and response.raw_content is None:
             response.raw_content = bytes(self.kept)
-        if response.stream and len(self.kept) < self.exchange.response_bytes:
+        cut = response.stream and len(self.kept) < self.exchange.response_bytes
+        if cut and self._showing is not None:
             self._showing.cut(self.exchange.response_bytes)
 
 

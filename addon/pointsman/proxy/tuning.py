@@ -1,13 +1,15 @@
 """What Pointsman changes about the mitmproxy that it runs in, and why each is safe."""
 
 import asyncio
+import gc
+import inspect
 import io
 import logging
 import re
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mitmproxy import http, optmanager
@@ -18,6 +20,8 @@ from mitmproxy.hooks import Hook
 from mitmproxy.master import Master
 from mitmproxy.options import Options
 from mitmproxy.tools.dump import DumpMaster
+
+type _Listener = Callable[..., Any]
 
 # Default addons that walk along with every hook of every flow, and when each has something to do.
 # Half of mitmdump's CPU is this walk. In a UI options change at any time, so nothing is removed.
@@ -70,36 +74,61 @@ def remove_idle_addons(master: DumpMaster) -> None:
             master.addons.remove(addon)
 
 
-class _Dispatch:
-    """Gives each hook to the addons that listen to it, in their order.
+def flows_are_seen(master: DumpMaster, own: object) -> bool:
+    """Tell whether anything looks at what stands on flows: a feature in use, an addon beside ours.
 
-    mitmproxy asks every addon for every hook; this asks once, and again when the chain changes.
-    Addons that hold others (the script loader) are always asked, as theirs may change.
+    `own` is our addon; those whose feature is off have been removed.
+    """
+    scripts = master.addons.get("scriptloader").addons
+    return (
+        any(master.addons.get(name) for name in _NEEDED)
+        or any(getattr(script.ns, "addons", None) != [own] for script in scripts)
+        or not all(type(addon).__module__.startswith("mitmproxy.") for addon in master.addons.chain)
+    )
+
+
+class _Dispatch:
+    """Gives each hook to those that listen to it, in their order.
+
+    mitmproxy asks every addon for every hook; this asks once, and again when addons come or go.
+    Scripts do too: each is registered anew when it is loaded again.
     """
 
     def __init__(self, manager: AddonManager) -> None:
         self._manager = manager
         self._chain: list[object] = []
-        self._listeners: dict[str, list[object]] = {}
+        self._registered: dict[str, object] = {}
+        self._listeners: dict[str, list[list[_Listener]]] = {}
 
     async def __call__(self, event: Hook) -> None:
         """Trigger an event, as `AddonManager.trigger_event` does."""
-        if self._chain != self._manager.chain:
-            self._chain = list(self._manager.chain)
+        manager = self._manager
+        if self._chain != manager.chain or self._registered != manager.lookup:
+            self._chain, self._registered = list(manager.chain), dict(manager.lookup)
             self._listeners.clear()
         listeners = self._listeners.get(event.name)
         if listeners is None:
-            listeners = self._listeners[event.name] = [
-                addon
-                for addon in self._chain
-                if hasattr(addon, event.name) or hasattr(addon, "addons")
-            ]
-        for addon in listeners:
+            listeners = self._listeners[event.name] = list(self._find(event))
+        if not listeners:
+            return
+        arguments = event.args()
+        for together in listeners:
             try:
                 with safecall():
-                    await self._manager.invoke_addon(addon, event)
+                    for listener in together:
+                        result = listener(*arguments)
+                        if result is not None and inspect.isawaitable(result):
+                            await result
             except AddonHalt:
                 return
+
+    def _find(self, event: Hook) -> Iterator[list[_Listener]]:
+        """Yield what listens in each addon: in itself, and in those that it holds."""
+        for addon in self._chain:
+            with safecall():
+                hooks = self._manager._iter_hooks(addon, event)  # noqa: SLF001 (no public way)
+                if found := [listener for _, listener in hooks]:
+                    yield found
 
 
 def slim_down(master: DumpMaster) -> None:
@@ -142,6 +171,15 @@ def write_log_lines_at_once() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+def spare_what_is_loaded() -> None:
+    """Take what the process has loaded out of Python's search for garbage: it will never be any.
+
+    Each full search looks at all of it, during which no request moves: a tenth of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def keep_loaded(master: Master, addon: object) -> None:
