@@ -312,23 +312,41 @@ def test_sigterm_before_the_first_worker_serves_ends_it(own_confdir: Path, rules
     assert not sidecar.logged("worker 1 serves")
 
 
-def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai: Far) -> None:
+def test_a_second_sigterm_cuts_every_stream_and_logs_it(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
     held = Held()
-    openai.provider.replies.append(held.reply())
-    sidecar = start_sidecar(rules)
-    with (
-        sidecar.client() as client,
-        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
-    ):
-        pieces = answer.iter_raw()
-        next(pieces)
+    openai.provider.replies += [held.reply() for _ in range(5)]
+    sidecar = start_sidecar(rules, "--workers", "2")
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(5):
+            client = stack.enter_context(sidecar.client())
+            asked = client.stream("POST", URL, json=chat(model="small", stream=True))
+            streams.append(stack.enter_context(asked).iter_raw())
+            next(streams[-1])
         sidecar.send(signal.SIGTERM)
-        sidecar.wait_for("draining")
+        sidecar.wait_for("draining: the workers")
+        eventually(lambda: refused(sidecar), what="both workers draining")
         sidecar.send(signal.SIGTERM)
-        with pytest.raises(httpx.RemoteProtocolError):
-            for _ in pieces:
-                pass
+        for pieces in streams:
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
     held.go_on.set()
+    sidecar.assert_ended(0)
+    assert len(entries(sidecar)) == 5
+    for entry in entries(sidecar):
+        assert_entry(entry, status=200, flags=["LR"], error="stopped")
+
+
+def test_a_second_sigterm_kills_a_worker_that_hangs(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    os.kill(sidecar.workers()[0], signal.SIGSTOP)
+    sidecar.send(signal.SIGTERM)
+    sidecar.wait_for("draining")
+    sidecar.send(signal.SIGTERM)
     sidecar.assert_ended(128 + signal.SIGKILL)
 
 

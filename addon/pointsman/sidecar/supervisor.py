@@ -5,7 +5,8 @@ What it keeps to:
   rules are bad, and a loop would hide that. The others start when it serves.
 - A worker that dies later is started again, after a pause that grows (`backoff`).
 - At SIGTERM (and SIGINT) every worker drains, and this process ends after the last of them. A
-  second signal kills them. SIGHUP is ignored: rules and keys are read again when they change.
+  second signal ends them at once, which they log; those that can't are killed. SIGHUP is ignored:
+  rules and keys are read again when they change.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from pointsman.sidecar.process import Plan, Process
 _logger = logging.getLogger(__name__)
 
 _SIGNALLED = 128
+# How long a worker that is to end at once has for it.
+_LAST_SECONDS = 5.0
 
 
 class Worker:
@@ -95,11 +98,14 @@ class Supervisor:
 
     def _signalled(self) -> None:
         # Counted apart from a drain by the admin endpoint, which a kubelet's SIGTERM follows.
-        if self._signalled_before:
-            _logger.warning("asked twice to end: killing the workers")
-            self._send(signal.SIGKILL)
-        self._signalled_before = True
-        self.end()
+        if not self._signalled_before:
+            self._signalled_before = True
+            self.end()
+            return
+        _logger.warning("asked twice to end: the workers end at once")
+        # Their own second one: they log what they cut.
+        self._send(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(_LAST_SECONDS, self._send, signal.SIGKILL)
 
     def _ignored(self) -> None:
         _logger.info("SIGHUP is ignored: rules and keys are read again whenever they change")
