@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import pytest
 from mitmproxy import options, optmanager
 from mitmproxy.addonmanager import AddonManager
@@ -206,6 +207,24 @@ def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> No
     ):
         assert message in source
         assert tuning._QUOTING.search(f"1.2.3.4:5: {message}: b'sk-secret'")
+
+
+def test_trailers_are_put_where_mitmproxys_http1_ends_a_message() -> None:
+    http1 = http_layer._http1
+    for function in (http1.Http1Server.send, http1.Http1Client.send):
+        assert parameters(function) == ["self", "event"]
+        assert 'SendData(self.conn, b"0\\r\\n\\r\\n")' in inspect.getsource(function)
+    reading = inspect.getsource(http1.Http1Connection.read_body)
+    assert "self.body_reader(self.buf)" in reading
+    assert "self.body_reader.read_eof()" in reading
+    assert reading.index("if h11_event.headers") < reading.index("self.ReceiveEndOfMessage")
+    assert "connections.setdefault(self.context.client" in inspect.getsource(
+        HttpLayer._handle_event
+    )
+    for maker in (HttpLayer, http_layer.HttpClient):
+        assert "Http1Client(" in inspect.getsource(maker._handle_event)
+    event = h11.EndOfMessage(headers=[("X-Sum", "1")])
+    assert event.headers.raw_items() == [(b"X-Sum", b"1")]
 
 
 def test_a_drain_finds_listeners_connections_and_what_moved_last() -> None:

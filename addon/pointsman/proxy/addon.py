@@ -34,6 +34,7 @@ from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.exporting import Exporting
+from pointsman.proxy.http1 import carry_trailers
 from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
@@ -83,6 +84,7 @@ class Pointsman:
         contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
+        carry_trailers()
         commands = Commands(self.router, self.endpoint.live_now, self._load_rules)
         ctx.master.commands.collect_commands(commands)
         self._take_options()

@@ -507,7 +507,7 @@ class RoutedRequest:
             http_version=b"HTTP/1.1" if version == b"HTTP/1.0" else version,
             headers=headers,
             content=None,
-            trailers=original.trailers,
+            trailers=None,
             timestamp_start=time.time(),
             timestamp_end=None,
         )
