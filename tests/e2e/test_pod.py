@@ -426,6 +426,24 @@ def test_the_proxys_own_connections_are_not_redirected(pod: Pod) -> None:
     pod.outside.openai.call()
 
 
+@pytest.mark.parametrize("host", ["api.openai.com", "unlisted.example"])
+def test_who_dials_the_proxys_own_port_gets_nothing(
+    pod: Pod, family: FamilyName, host: str
+) -> None:
+    """Neither the pod's keys, nor a proxy that connects to itself again and again."""
+    address = namespaces.POD.of(family)
+    address = f"[{address}]" if ":" in address else address
+    url = f"http://{address}:{PROXY_PORT}/v1/models"
+    named = ("-H", f"Host: {host}", "--max-time", "5")
+    closed = r"curl: \((52|56)\)"
+    with pytest.raises(OSError, match=closed):
+        run("ip", "netns", "exec", pod.names.outside, "curl", "--disable", "-sS", *named, url)
+    for uid in (APP, PROXY):
+        with pytest.raises(OSError, match=closed):
+            pod.names.curl(*named, url, uid=uid)
+    pod.proxy.says(f"to the proxy's own port {PROXY_PORT}")
+
+
 def test_check_finds_the_proxy(started: Pod) -> None:
     done = started.names.redirect("check")
     assert done.returncode == 0, done.stderr

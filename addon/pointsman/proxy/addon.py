@@ -40,6 +40,7 @@ from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import declare
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
+from pointsman.proxy.redirected import Redirected
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
@@ -72,6 +73,7 @@ class Pointsman:
         self._rules: Rules | None = None
         self._backends = ClusterBackends(self._backends_changed)
         self._keep_flows = KeepFlows()
+        self._redirected = Redirected()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -367,7 +369,8 @@ class Pointsman:
         self._connect_timeouts.end(data.server)
 
     def client_connected(self, client: Client) -> None:
-        """Lift mitmproxy's limit of five upstream connections."""
+        """Refuse what was not redirected; lift mitmproxy's limit of five upstream connections."""
+        self._redirected.judge(ctx.master, client)
         tuning.allow_parallel_calls(ctx.master, client)
 
     def client_disconnected(self, client: Client) -> None:
