@@ -370,6 +370,21 @@ def test_https_is_routed_for_a_client_that_trusts_the_proxys_authority(
     assert_entry(pod.proxy.entry(), host="api.openai.com", status=200, request_model="small")
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_host_may_be_written_with_a_dot_at_its_end_and_in_any_case(pod: Pod, scheme: str) -> None:
+    """It is no name for a certificate: the provider is called by its own."""
+    url = f"{scheme}://api.openai.com/v1/chat/completions"
+    trust = ("--cacert", pod.ours)
+    assert pod.ask(url, *trust, "-H", "Host: API.OpenAI.com.", model="small")["model"] == "small"
+    call = pod.outside.openai.call()
+    assert call.header("host") == "api.openai.com"
+    assert_entry(pod.proxy.entry(), status=200)
+    # By HTTP/2, mitmproxy takes such a name for a fault of the protocol.
+    refused = pod.ask(url, *trust, "--http1.1", "-H", "Host: api.openai.com..", model="small")
+    assert refused["error"]["code"] == "ambiguous_host"
+    assert_entry(pod.proxy.entry(), status=400, attempts=[])
+
+
 def test_a_body_that_cannot_be_routed_is_refused(pod: Pod) -> None:
     url = "http://dashscope.aliyuncs.com"
     answer = pod.names.curl("--data", "{", "-w", "%{http_code}", url)
