@@ -81,6 +81,7 @@ class Pointsman:
         """Declare the options."""
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
+        tuning.set_default(ctx.options, "tcp_timeout", tuning.NEVER_SECONDS)
         tuning.write_log_lines_at_once()
         contentviews.register()
         self._mend_layer_choice()
@@ -352,6 +353,7 @@ class Pointsman:
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Without TLS, the connection can be used now."""
+        tuning.keep_alive(ctx.master, data.client, data.server)
         if not data.server.tls:
             self._connect_timeouts.end(data.server)
 
@@ -372,6 +374,7 @@ class Pointsman:
         """Refuse what was not redirected; lift mitmproxy's limit of five upstream connections."""
         self._redirected.judge(ctx.master, client)
         tuning.allow_parallel_calls(ctx.master, client)
+        tuning.keep_alive(ctx.master, client, client)
 
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""

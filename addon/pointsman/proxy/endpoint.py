@@ -40,6 +40,7 @@ _SHOWN = (
     "listen_port",
     "confdir",
     "connection_strategy",
+    "tcp_timeout",
     "http2",
     "ssl_insecure",
     "ssl_verify_upstream_trusted_ca",
