@@ -245,6 +245,37 @@ def test_a_fault_is_told_in_one_line_and_not_to_the_client(
 
 
 @pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: se cret\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: \xffsecret\r\n\r\n",
+        b"se cret line\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nsecret\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\xffsecret: 1\r\n\r\n",
+        b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: secret\r\n\r\n",
+        b"POST /drain HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nsecret\r\n",
+        b"POST /drain?soft=%ffsecret HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_is_malformed_is_not_quoted_in_the_log(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play(running: Server, client: httpx.AsyncClient) -> None:
+        host, _, port = running.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        writer.write_eof()
+        assert b" 200 " not in await reader.read()
+        writer.close()
+        assert (await client.get("/healthz")).status_code == 200
+
+    with caplog.at_level(logging.DEBUG):
+        served(Told(), play)
+    assert "cret" not in caplog.text
+    assert "\\xff" not in caplog.text
+
+
+@pytest.mark.parametrize(
     "large",
     [{"content": b"x" * 100_000}, {"headers": {"x-long": "x" * 100_000}}],
     ids=["body", "head"],

@@ -268,6 +268,53 @@ def test_one_kind_that_is_not_known_yet_holds_the_rules_back(cluster: Cluster) -
     follow(of(), work)
 
 
+def test_a_list_with_nothing_in_it_is_not_believed(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An API server that was restored, or is another one, must not make all pass unrouted."""
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    rules = of()
+    rules.load()
+
+    def nothing(request: web.BaseRequest) -> web.Response | None:
+        if request.query.get("watch") == "true":
+            return None
+        found = {"kind": "List", "metadata": {"resourceVersion": "0"}, "items": []}
+        return web.json_response(found)
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        await do(cluster, route("r", "other.test"))
+        await until(lambda: live.providers("other.test") == ["p"])
+        before = len(live.tables)
+        cluster.trouble(nothing)
+        cluster.compact()
+        await asyncio.to_thread(cluster.cut)
+        await until(lambda: any("suddenly lists no" in fault for fault in rules.faults))
+        assert len(live.tables) == before
+        cluster.trouble(None)
+        await do(cluster, provider("p"), route("r", "new.test"))
+        await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
+
+    follow(rules, work)
+    assert len([m for m in caplog.messages if "suddenly lists no" in m]) == 1
+
+
+def test_who_deletes_the_last_object_means_it(cluster: Cluster) -> None:
+    cluster.apply(provider("p"))
+    rules = of()
+    rules.load()
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        await asyncio.to_thread(cluster.delete, "LLMProvider", "p", "a")
+        await until(lambda: live.tables)
+        assert live.tables[-1].providers == ()
+        assert not rules.faults
+
+    follow(rules, work)
+
+
 # --- what the objects are told --------------------------------------------------------------------
 
 

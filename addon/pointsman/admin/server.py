@@ -224,6 +224,20 @@ def _refuse_taken(path: Path) -> None:
     raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
+def _without_what_clients_sent(record: logging.LogRecord) -> bool:
+    """Leave out of tornado's own log what it quotes of a request, in its words or a traceback."""
+    if isinstance(record.msg, str) and record.msg.startswith("Malformed HTTP message"):
+        sender = record.args[0] if isinstance(record.args, tuple) and record.args else "?"
+        record.msg, record.args = "malformed HTTP message from %s", (sender,)
+    if record.exc_info and record.exc_info[0]:
+        record.msg = f"{record.msg} ({record.exc_info[0].__name__})"
+        record.exc_info = record.exc_text = None
+    return True
+
+
+logging.getLogger("tornado.general").addFilter(_without_what_clients_sent)
+
+
 class _BoundedServer(HTTPServer):
     """tornado's server with a bound on connections."""
 

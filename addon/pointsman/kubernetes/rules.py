@@ -91,6 +91,7 @@ class ClusterRules:
         self._seen: dict[str, Object] | None = None
         self._watched: list[Watched[_Found]] = []
         self._told: frozenset[str] = frozenset()
+        self._doubt: str | None = None
         self._wakened = asyncio.Event()
 
     def __str__(self) -> str:
@@ -101,7 +102,8 @@ class ClusterRules:
         """Why what is live may not be what the cluster says: it is away, or objects are wrong."""
         away = [w.fault for w in self._watched if w.fault]
         refused = self._loaded.refused.values() if self._loaded else ()
-        return (*away, *(str(problem) for problems in refused for problem in problems))
+        doubt = [self._doubt] if self._doubt else []
+        return (*away, *doubt, *(str(problem) for problems in refused for problem in problems))
 
     def load(self) -> Loaded:
         """Read everything once, or the copy while the API server is away. It blocks.
@@ -172,12 +174,36 @@ class ClusterRules:
             if not all(watched.known for watched in self._watched):
                 continue
             named = self._named()
+            if self._doubts(named):
+                refused()
+                continue
             try:
                 await self._reload(named, go_live)
                 said = await writer.write(self._verdicts(named)) if writer else True
             except Exception:
                 logger.exception("the rules were not reloaded, the last good ones stay")
                 refused()
+
+    def _doubts(self, named: Mapping[str, _Found]) -> bool:
+        """Tell whether that there are no objects is doubted: then the live rules stay.
+
+        Who deletes the last object means it. A list with nothing in it, where there were some, may
+        as well be the fault of an API server that was restored or that is another one.
+        """
+        before = {rule["kind"] for rule in (self._seen or self._good).values()}
+        gone = zip(KINDS, self._watched, strict=True)
+        doubt = None
+        if not named and any(w.listed_none for kind, w in gone if kind in before):
+            doubt = (
+                f"{self}: the Kubernetes API suddenly lists no {' or '.join(KINDS)}; the last good"
+                " rules stay; create one, or restart the proxy to go on without rules"
+            )
+        if self._doubt and not doubt:
+            self._seen = None  # so that what is there now goes live, and is told
+        if doubt and doubt != self._doubt:
+            logger.error("%s", doubt)
+        self._doubt = doubt
+        return doubt is not None
 
     async def _reload(self, named: Mapping[str, _Found], go_live: GoLive) -> None:
         found = {name: f.rule for name, f in named.items()}

@@ -31,7 +31,8 @@ class Watched[T]:
     """A collection, each object as `read` returns it; what it returns None for is not kept.
 
     `changed` is called whenever `items` are others than before, and when they are known for the
-    first time. `fault` says why they may be out of date, None: they are not.
+    first time. `fault` says why they may be out of date, None: they are not. `listed_none`: that
+    there are none was said by a list, and not by the deletion of the last.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Watched[T]:
     ) -> None:
         self.items: dict[Key, T] = {}
         self.known = False
+        self.listed_none = False
         self.fault: str | None = None
         self._api = api
         self._collection = collection
@@ -74,6 +76,7 @@ class Watched[T]:
             key = _key(value)
             if key is not None and (item := self._read(value)) is not None:
                 items[key] = item
+        self.listed_none = not items
         if items != self.items or not self.known:
             self.items, self.known = items, True
             self._changed()
@@ -96,6 +99,7 @@ class Watched[T]:
         key = _key(event.value)
         if key is None:
             return
+        self.listed_none = False
         before = self.items.get(key)
         item = None if event.kind == "DELETED" else self._read(event.value)
         if item is None:

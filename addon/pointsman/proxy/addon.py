@@ -41,6 +41,7 @@ from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import declare
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
+from pointsman.proxy.redirected import Redirected
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
@@ -73,6 +74,7 @@ class Pointsman:
         self._rules: Rules | None = None
         self._backends = ClusterBackends(self._backends_changed)
         self._keep_flows = KeepFlows()
+        self._redirected = Redirected()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -80,6 +82,7 @@ class Pointsman:
         """Declare the options."""
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
+        tuning.set_default(ctx.options, "tcp_timeout", tuning.NEVER_SECONDS)
         tuning.write_log_lines_at_once()
         contentviews.register()
         self._mend_layer_choice()
@@ -351,6 +354,7 @@ class Pointsman:
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Without TLS, the connection can be used now."""
+        tuning.keep_alive(ctx.master, data.client, data.server)
         if not data.server.tls:
             self._connect_timeouts.end(data.server)
 
@@ -368,8 +372,10 @@ class Pointsman:
         self._connect_timeouts.end(data.server)
 
     def client_connected(self, client: Client) -> None:
-        """Lift mitmproxy's limit of five upstream connections."""
+        """Refuse what was not redirected; lift mitmproxy's limit of five upstream connections."""
+        self._redirected.judge(ctx.master, client)
         tuning.allow_parallel_calls(ctx.master, client)
+        tuning.keep_alive(ctx.master, client, client)
 
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""

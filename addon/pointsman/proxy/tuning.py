@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import re
+import socket
 import sys
 import traceback
 from collections import defaultdict
@@ -14,7 +15,7 @@ from typing import Any
 
 from mitmproxy import http, optmanager
 from mitmproxy.addonmanager import AddonManager, safecall
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, Connection
 from mitmproxy.exceptions import AddonHalt
 from mitmproxy.hooks import Hook
 from mitmproxy.master import Master
@@ -149,6 +150,28 @@ def allow_parallel_calls(master: Master, client: Client) -> None:
     handler = master.addons.get("proxyserver").connections.get(client.id)
     if handler is not None:
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(_PARALLEL_CONNECTIONS))
+
+
+# mitmproxy closes what has been idle for ten minutes: WebSockets, long polls, pooled connections,
+# of hosts that are not ours too. Without the proxy no one would; streams of ours have their own
+# limit. 0 would close at once, and None is no number.
+NEVER_SECONDS = 10 * 365 * 24 * 3600
+# What finds those whose far end is gone without a word, and keeps NATs from forgetting the rest.
+_KEEPALIVE_TIMES = (("TCP_KEEPIDLE", 300), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
+
+
+def keep_alive(master: Master, client: Client, connection: Connection) -> None:
+    """Let the kernel probe a connection that is idle, on either side of the proxy."""
+    handler = master.addons.get("proxyserver").connections.get(client.id)
+    found = handler.transports.get(connection) if handler is not None else None
+    get = getattr(found.writer if found is not None else None, "get_extra_info", None)
+    plain = get("socket") if get is not None else None
+    if plain is None or connection.transport_protocol != "tcp":
+        return
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE_TIMES:
+        if (option := getattr(socket, name, None)) is not None:  # not every system has them
+            plain.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def close_for_good(master: Master, client: Client) -> None:
