@@ -251,3 +251,28 @@ def test_no_object_makes_it_fail(objects: list[Json]) -> None:
     assert all(
         str(problem).isprintable() for problems in first.refused.values() for problem in problems
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "closed"),
+    [
+        ({}, True),
+        ({"workloadSelector": {"labels": {"app": "front"}}}, True),
+        ({"workloadSelector": {"labels": {"app": "other"}}}, False),
+        ({"workloadSelector": {"labels": {"app": 5}}}, True),
+        ({"workloadSelector": 5}, True),
+        ({"gateways": ["ingress"]}, False),
+        ({"gateways": ["ingress", "mesh"]}, True),
+        ({"gateways": [5]}, True),
+        # As a good route has its host here, though none of its rules can match.
+        ({"rules": [{"matches": [{"sourceLabels": {"app": "other"}}]}]}, True),
+    ],
+)
+def test_an_object_at_fault_closes_its_host_only_where_it_may_apply(
+    spec: Json, closed: bool
+) -> None:
+    bad = route("bad", "llm.test", **{"odd": 1, **spec})
+    instance = Instance(namespace="a", labels={"app": "front"})
+    loaded = load_objects([P, bad], good={}, instance=instance, environ={})
+    assert "LLMRoute a/bad" in loaded.refused
+    assert (loaded.loaded.table.lookup("llm.test") is not None) == closed

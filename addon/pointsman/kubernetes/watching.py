@@ -7,6 +7,7 @@ The rules that this module keeps:
 - While the API server can't be asked, what is known stays. It is asked again after a pause that
   doubles, up to `_LONGEST_PAUSE`, with jitter, as thousands of others do the same.
 - A fault is logged when it comes and when it is over, not each time.
+- Nothing that an object says ends it: what can't be dealt with is a fault as nonsense is.
 """
 
 import asyncio
@@ -15,7 +16,15 @@ import random
 import time
 from collections.abc import Callable
 
-from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Event, Object
+from pointsman.kubernetes.api import (
+    Api,
+    ApiError,
+    AwayError,
+    Collection,
+    Event,
+    Object,
+    heed_cancellation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +74,12 @@ class Watched[T]:
                     self._version = None
                 self._tell(error)
                 self._failures += 1
+            except Exception as error:
+                self._version = None
+                logger.exception("what the Kubernetes API says can't be used")
+                self._tell(ApiError(f"what it says can't be used ({type(error).__name__})"))
+                self._failures += 1
+            heed_cancellation()
             pause = min(_FIRST_PAUSE * 2 ** min(self._failures, _MOST_DOUBLINGS), _LONGEST_PAUSE)
             await asyncio.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 (no secret)
 

@@ -329,7 +329,7 @@ class RoutedRequest:
         self._occupy(target)
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
         self.call = Call(target, outgoing, attempt)
-        if self._showing.full:
+        if self._showing is not None and self._showing.full:
             self._showing.rewritten(request, outgoing)
             self._show()
         return self.call
