@@ -13,7 +13,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from pointsman.sidecar.backoff import Backoff
@@ -53,11 +53,13 @@ class Supervisor:
     Attributes:
         workers: all of them.
         ending: set when they drain for the last time.
+        greet: called with each worker that has begun to serve.
     """
 
     def __init__(self, count: int, gone: Callable[[int], None]) -> None:
         self.workers: Sequence[Worker] = [Worker(index) for index in range(1, count + 1)]
         self.ending = asyncio.Event()
+        self.greet: Callable[[Worker], Awaitable[None]] | None = None
         self._gone = gone
         self._plan: Plan
         self._listening: Sequence[socket.socket] = ()
@@ -166,6 +168,8 @@ class Supervisor:
         _logger.info(
             "worker %d serves", worker.index, extra={"worker": worker.index, "pid": process.pid}
         )
+        if self.greet:
+            await self.greet(worker)
 
     def _conclude(self, worker: Worker, status: int) -> None:
         """Take over the status of a worker that is not started again."""
