@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mitmproxy.utils.emoji import emoji
 
 from pointsman.demo.provider import Provider
 from pointsman.demo.server import ThreadedServer
+from pointsman.proxy.showing import MARKERS
 from tests.e2e.conftest import KEYS
 from tests.e2e.harness import (
     LOOPBACK,
@@ -128,6 +130,28 @@ def test_a_replay_that_fails_or_is_refused_does_not_hold_up_the_next(
         assert replay(web, flows[status])["response"]["status_code"] == status
     openai.calls(1)
     assert [entry["status"] for entry in web.proxy.logged(6)] == [502, 400, 200] * 2
+
+
+def test_a_replay_shows_its_own_outcome(web: Web, openai: Far) -> None:
+    with web.proxy.client() as client:
+        assert client.post(URL, content=b"{").status_code == 400
+    (flow,) = web.flows(1)
+    assert flow["marked"] == emoji[MARKERS["refused"]]
+    web.post(f"/flows/{flow['id']}/duplicate")
+    (copy,) = (one for one in web.flows(2) if one["id"] != flow["id"])
+    for one in (flow, copy):
+        web.put(one, request={"content": '{"model": "other", "messages": []}'})
+        again = replay(web, one["id"])
+        assert again["marked"] == emoji[MARKERS["routed"]]
+        assert "openai · other" in again["comment"]
+        assert "malformed" not in again["comment"]
+    openai.calls(2)
+    web.put(flow, comment="mine", marked=":grapes:")
+    web.put(flow, request={"content": "{"})
+    web.post(f"/flows/{flow['id']}/replay")
+    web.proxy.logged(4)
+    (again,) = (one for one in web.flows(2) if one["id"] == flow["id"])
+    assert (again["comment"], again["marked"]) == ("mine", emoji[":grapes:"])
 
 
 def test_other_hosts_are_replayed_as_mitmproxy_does(web: Web) -> None:
