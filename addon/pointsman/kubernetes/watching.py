@@ -40,7 +40,8 @@ class Watched[T]:
     """A collection, each object as `read` returns it; what it returns None for is not kept.
 
     `changed` is called whenever `items` are others than before, and when they are known for the
-    first time. `fault` says why they may be out of date, None: they are not.
+    first time, `failed` when there is another fault. `fault` says why they may be out of date,
+    None: they are not.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Watched[T]:
         collection: Collection,
         read: Callable[[Object], T | None],
         changed: Callable[[], None],
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
         self.items: dict[Key, T] = {}
         self.known = False
@@ -57,6 +59,7 @@ class Watched[T]:
         self._collection = collection
         self._read = read
         self._changed = changed
+        self._failed = failed
         self._version: str | None = None
         self._failures = 0
 
@@ -133,6 +136,7 @@ class Watched[T]:
             logger.warning(
                 "the Kubernetes API can't be read (%s): %s%s", self._collection, message, kept
             )
+            self._failed()
 
 
 _MENDS: dict[int | None, str] = {
