@@ -270,6 +270,7 @@ def test_one_namespace_does_not_take_the_watches_of_the_others(
         await until(lambda: len(cluster.watching) == 4)
         backends.keep(table(backends, SERVICE))
         assert backends.faults == ()
+        await until(lambda: len(cluster.watching) == 1)
 
     follow(work, *greedy, *many_pools, SERVICE)
     assert len([m for m in caplog.messages if "are not watched" in m]) == 1
