@@ -276,3 +276,47 @@ def test_an_object_at_fault_closes_its_host_only_where_it_may_apply(
     loaded = load_objects([P, bad], good={}, instance=instance, environ={})
     assert "LLMRoute a/bad" in loaded.refused
     assert (loaded.loaded.table.lookup("llm.test") is not None) == closed
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-Abc123",
+        "sk-live",
+        "AIzaSyDabcdefghij",
+        "Bearer abc",
+        "0123456789abcdef0123",
+        "x" * 60,
+    ],
+)
+def test_no_message_repeats_a_key_in_a_wrong_field(secret: str) -> None:
+    """What is wrong with an object goes to the log, to /config, and into its status."""
+    objects = [
+        provider("a", host=f"{secret}/"),
+        provider("b", path=secret),
+        provider("c", address=secret),
+        provider("d", timeouts={"connect": secret}),
+        provider("e", configs=with_key({"modelMapping": {f"*{secret}": "m"}})),
+        provider("g", host=f"{secret}:80"),
+        route("f", "f.test", rules=[{"backendRefs": [{"providerHost": f"{secret}_"}]}]),
+    ]
+    matches: list[Json] = [
+        {"method": secret.lower()},
+        {"headers": {"x": {"regex": f"{secret}("}}},
+        {"model": {"regex": f"[[:{secret}:]]"}},
+    ]
+    for n, found in enumerate(matches):
+        rules = [{"matches": [found], "backendRefs": [{"providerHost": "p.test"}]}]
+        objects.append(route(f"m{n}", f"m{n}.test", rules=rules))
+    loaded = load(P, *objects)
+    told = [str(p) for found in loaded.refused.values() for p in found]
+    told += map(str, (*loaded.loaded.unresolved, *loaded.loaded.warnings))
+    assert len(loaded.refused) >= len(objects) - 1
+    for message in told:
+        assert secret.lower() not in message.lower()
+
+
+def test_a_plain_value_is_still_repeated() -> None:
+    bad = provider("bad", host="https://api.openai.com/v1")
+    (problem,) = load(P, bad).refused["LLMProvider a/bad"]
+    assert "'https://api.openai.com/v1' is not a host name" in problem.message

@@ -14,7 +14,7 @@ import re2
 
 from pointsman.config.backends import CHAT_PATH, DEFAULT_SERVICE_PORT, Backend, Backends
 from pointsman.config.calls import Provider
-from pointsman.config.problems import Location, Problem
+from pointsman.config.problems import Location, Problem, shown_value
 from pointsman.config.references import (
     DEFAULT_NAMESPACE,
     Manifest,
@@ -221,8 +221,9 @@ class _RouteCompiler:
         """Return the provider of a host, or warn that what refers to it is left out."""
         if provider := self._providers.get(host or ""):
             return provider
+        name = "this provider" if shown_value(host) == "this" else f"the provider {host}"
         message = (
-            f"the provider {host} does not apply to this workload (see its workloadSelector), so"
+            f"{name} does not apply to this workload (see its workloadSelector), so"
             f" {what} is left out here"
         )
         self.warnings.append(self._document.problem(location, message))

@@ -40,8 +40,9 @@ class Watched[T]:
     """A collection, each object as `read` returns it; what it returns None for is not kept.
 
     `changed` is called whenever `items` are others than before, and when they are known for the
-    first time. `fault` says why they may be out of date, None: they are not. `listed_none`: that
-    there are none was said by a list, and not by the deletion of the last.
+    first time, `failed` when there is another fault. `fault` says why they may be out of date,
+    None: they are not. `listed_none`: that there are none was said by a list, and not by the
+    deletion of the last.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Watched[T]:
         collection: Collection,
         read: Callable[[Object], T | None],
         changed: Callable[[], None],
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
         self.items: dict[Key, T] = {}
         self.known = False
@@ -59,6 +61,7 @@ class Watched[T]:
         self._collection = collection
         self._read = read
         self._changed = changed
+        self._failed = failed
         self._version: str | None = None
         self._failures = 0
 
@@ -137,6 +140,7 @@ class Watched[T]:
             logger.warning(
                 "the Kubernetes API can't be read (%s): %s%s", self._collection, message, kept
             )
+            self._failed()
 
 
 _MENDS: dict[int | None, str] = {

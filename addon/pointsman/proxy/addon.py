@@ -273,7 +273,7 @@ class Pointsman:
             self._refused()
 
     def _faults(self) -> tuple[str, ...]:
-        return self._rules.faults if self._rules else ()
+        return (*(self._rules.faults if self._rules else ()), *self._backends.faults)
 
     def _refused(self) -> None:
         """Tell that what is live is not all of what the rules say."""
