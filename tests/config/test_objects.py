@@ -320,3 +320,8 @@ def test_a_plain_value_is_still_repeated() -> None:
     bad = provider("bad", host="https://api.openai.com/v1")
     (problem,) = load(P, bad).refused["LLMProvider a/bad"]
     assert "'https://api.openai.com/v1' is not a host name" in problem.message
+
+
+@pytest.mark.parametrize("spec", [{"timeouts": {"connect": "٣s"}}, {"address": "10.0.0.1:٣٣"}])
+def test_digits_are_those_of_ascii(spec: Json) -> None:
+    assert "LLMProvider a/bad" in load(P, provider("bad", **spec)).refused
