@@ -105,6 +105,7 @@ class RoutedRequest:
             workload=router.workload,
             namespace=router.namespace,
             route=route.name,
+            route_host=route.host,
             api=self._api.name if self._api else None,
         )
         if router.tracing is not None:
@@ -374,6 +375,7 @@ class RoutedRequest:
             workload=own.workload,
             namespace=own.namespace,
             route=own.route,
+            route_host=own.route_host,
             rule=own.rule,
             provider=wanted.target.provider,
             provider_host=wanted.target.host,
