@@ -365,6 +365,8 @@ class _Health(Handler):
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish("ok\n")
 
+    head = get  # tornado leaves the body out
+
 
 class _Ready(Handler):
     async def get(self) -> None:
@@ -378,11 +380,15 @@ class _Ready(Handler):
         }
         self.write_json(answer, 200 if found.ready else 503)
 
+    head = get
+
 
 class _Config(Handler):
     async def get(self) -> None:
         """The live table."""
         self.write_json(await self.source.config())
+
+    head = get
 
 
 class _Drain(Handler):
@@ -401,6 +407,8 @@ class _Metrics(Handler):
         page = await self.source.metrics()
         self.set_header("Content-Type", METRICS_TYPE)
         self.finish(page)
+
+    head = get
 
 
 class _Live(Handler):
@@ -488,7 +496,12 @@ class _Asset(Handler):
 def _is_local(host: str, names: frozenset[str]) -> bool:
     """Tell whether a Host is an address or one of these names; the port does not matter."""
     name = host.strip().lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.rpartition(":")[0] or name
+    if name.startswith("["):
+        name, _, port = name[1:].partition("]")
+        if not re.fullmatch(r"(?::\d{0,5})?", port):
+            return False
+    else:
+        name = name.rpartition(":")[0] or name
     try:
         ip_address(name)
     except ValueError:

@@ -7,7 +7,7 @@ what it matches. A mirror that does not apply is left out too.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import re2
@@ -316,7 +316,32 @@ def _excluded(match: Match, instance: Instance) -> str | None:
     return None
 
 
+_PRESENT = "present"
+
+# Whose values may be keys: `routing.rewriting.CREDENTIAL_HEADERS`, and cookies.
+_SECRET_HEADERS = frozenset(
+    {
+        "api-key",
+        "api_key",
+        "authorization",
+        "cookie",
+        "ocp-apim-subscription-key",
+        "proxy-authorization",
+        "x-amz-security-token",
+        "x-api-key",
+        "x-goog-api-key",
+    }
+)
+
+
 def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
+    condition = _told_condition(kind, name, match)
+    if kind != "header" or name.lower() not in _SECRET_HEADERS or condition.text == _PRESENT:
+        return condition
+    return replace(condition, text=f"{condition.text.partition(' ')[0]} a value that is not shown")
+
+
+def _told_condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
     if match.exact is not None:
         return Condition(kind, name, match.exact.__eq__, f"= {match.exact}")
     if match.prefix is not None:
@@ -324,7 +349,7 @@ def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
         return Condition(kind, name, lambda v: v.startswith(prefix), f"starts with {prefix}")
     if match.regex is not None:
         return Condition(kind, name, _full_match(match.regex), f"matches {match.regex}")
-    return Condition(kind, name, lambda _: True, "present")
+    return Condition(kind, name, lambda _: True, _PRESENT)
 
 
 def _full_match(pattern: str) -> Callable[[str], bool]:

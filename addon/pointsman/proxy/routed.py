@@ -107,6 +107,7 @@ class RoutedRequest:
             workload=router.workload,
             namespace=router.namespace,
             route=route.name,
+            route_host=route.host,
             api=self._api.name if self._api else None,
             replay=bool(flow.is_replay),
         )
@@ -381,6 +382,7 @@ class RoutedRequest:
             workload=own.workload,
             namespace=own.namespace,
             route=own.route,
+            route_host=own.route_host,
             rule=own.rule,
             provider=wanted.target.provider,
             provider_host=wanted.target.host,

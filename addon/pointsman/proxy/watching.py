@@ -52,6 +52,7 @@ def _targets(router: Router) -> list[TargetNow]:
     return [
         TargetNow(
             route=route.name or route.host,
+            host=route.host,
             rule=rule.name,
             provider=target.provider,
             weight=target.weight,
