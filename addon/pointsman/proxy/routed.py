@@ -125,6 +125,7 @@ class RoutedRequest:
         self._last_answer: http.Response | None = None
         self._body: Body | None = None
         self._passes_unread: bool | None = None
+        self._decided_on: tuple[object, ...] = ()
         # The client's credentials, by what stands on the flow in their place.
         self._masked: dict[tuple[bytes, bytes], bytes] = {}
         # A replay outlives the connection that the flow once came by.
@@ -136,7 +137,8 @@ class RoutedRequest:
     def mask_credentials(self) -> None:
         """Put masks in the place of the client's keys; they are kept for the wire.
 
-        A replayed flow has masks already, in whose place the keys come back.
+        A replayed flow has masks already, in whose place the keys come back. Called once more after
+        a person could edit the request, it takes in the keys that they have typed.
         """
         request, own_keys = self.flow.request, self._router.own_keys
         known: Masked = {}
@@ -144,6 +146,9 @@ class RoutedRequest:
             known = own_keys.of(str(self.flow.metadata.get(OWN_KEYS_OF)))
         fields = []
         for name, sent in request.headers.fields:
+            if (name, sent) in self._masked:
+                fields.append((name, sent))
+                continue
             value = shown = known.get((name, sent), sent)
             # With a space after its name a header is refused, but the flow is kept.
             if name.strip().lower() in CREDENTIAL_HEADERS:
@@ -156,7 +161,8 @@ class RoutedRequest:
         request.headers.fields = tuple(fields)
         path = known.get((_PATH, request.data.path), request.data.path)
         bare = path.decode("utf-8", "surrogateescape")
-        if (shown := mask_query(bare).encode("utf-8", "surrogateescape")) != path:
+        shown = mask_query(bare).encode("utf-8", "surrogateescape")
+        if shown != path and (_PATH, path) not in self._masked:
             self._masked[_PATH, shown] = path
             request.data.path = shown
         if own_keys is not None and self._masked:
@@ -191,6 +197,7 @@ class RoutedRequest:
     def decide(self) -> RequestError | None:
         """Make the decision; return what the client has to be told instead, if so."""
         started = time.perf_counter()
+        self._decided_on = self._as_shown()
         if self.refusal is not None and self._unless_observing(self.refusal) is not None:
             return self.refusal
         try:
@@ -210,6 +217,29 @@ class RoutedRequest:
         finally:
             self.exchange.overhead += time.perf_counter() - started
         return None
+
+    def decide_again(self, refusal: RequestError | None) -> RequestError | None:
+        """Take in what a person, or another addon, has made of the request at mitmproxy's hook.
+
+        A changed request gets a decision of its own; `refusal` is what `decide` has returned.
+        """
+        self.mask_credentials()
+        exchange, changed = self.exchange, self._as_shown() != self._decided_on
+        settled = self.refusal or self.flow.response or exchange.ended
+        if settled is not None or not changed:
+            return refusal
+        if self.decision is not None and not self.decision.observe:
+            self._router.health.abandoned(self.decision.target, time.monotonic())
+        self.decision = exchange.decision = None
+        exchange.rule = exchange.provider = exchange.provider_host = None
+        exchange.flags.clear()  # there are none but the decision's yet
+        return self.decide()
+
+    def _as_shown(self) -> tuple[object, ...]:
+        """Return what rules look at, as it stands on the flow."""
+        request = self.flow.request
+        fields = request.headers.fields
+        return request.method, request.data.path, fields, request.raw_content
 
     def decide_unread(self) -> bool:
         """Decide on a request that is too large to be read; tell whether it can pass unread."""

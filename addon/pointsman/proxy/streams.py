@@ -210,6 +210,7 @@ class Stream(AttemptingStream):
         self.client_state = self.state_done
         refusal = ours.decide()
         yield HttpRequestHook(self.flow)
+        refusal = ours.decide_again(refusal)
         if (yield from self.check_killed(True)):
             return
         if self.flow.response is None and refusal is not None:
