@@ -103,14 +103,14 @@ class Exporting:
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         queue, batch = _sizes(os.environ) if content else (None, None)
         exporter = OTLPSpanExporter(session=brief_session())
-        provider.add_span_processor(BatchSpanProcessor(exporter, queue, None, batch))
+        processor = BatchSpanProcessor(exporter, queue, None, batch)
         contents = Contents(attributes) if content else None
-        traces = Traces(provider, contents)
+        traces = Traces(provider, processor.on_end, contents)
 
         def finish() -> None:
             if contents:
                 contents.close()
-            provider.shutdown()
+            processor.shutdown()  # type: ignore[no-untyped-call]
 
         ending = threading.Thread(target=finish, name="the last spans by OTLP", daemon=True)
         self._begin_to_end.append(ending.start)
