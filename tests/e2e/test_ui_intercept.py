@@ -7,9 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from mitmproxy.utils.emoji import emoji
 
-from pointsman.proxy.showing import MARKERS
 from tests.e2e.conftest import KEYS
 from tests.e2e.harness import (
     DEADLINE,
@@ -104,13 +102,3 @@ def test_an_untouched_request_keeps_its_decision(web: Web, openai: Far) -> None:
     assert said(answers[0])
     openai.calls(1)
     assert_entry(web.proxy.entry(), rule="all", provider="openai")
-
-
-def test_a_killed_request_has_failed_and_was_not_refused(web: Web, openai: Far) -> None:
-    answers: list[httpx.Response] = []
-    with held(web, answers) as flow:
-        web.post(f"/flows/{flow['id']}/kill")
-    web.proxy.entry()
-    (flow,) = web.flows(1)
-    assert flow["marked"] == emoji[MARKERS["failed"]]
-    openai.calls(0)
