@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -63,7 +63,7 @@ LARGE_PROMPT, LARGE_PROMPTS = 4_000_000, 15
 START_SECONDS = 30  # for a proxy to listen
 STEP_SECONDS = 120  # for one measurement
 TELEMETRY = ("without", "default", "OTLP")  # what is compared: no telemetry, the default, more
-TURNS = 8  # of the ways within a round that compares CPU alone
+TURNS = 8  # of each way within a round: the machine is never the same for long
 KEY = "key-of-the-rules"
 LLM_HOST = "llm.example"
 # Open, as it is by default, and on a port of its own.
@@ -565,14 +565,11 @@ async def run_telemetry(*, rounds: int, requests: int, otel: bool) -> list[Figur
                 }
                 for proxy in proxies.values():
                     await load(proxy.port, connections=MANY, requests=WARM_UP)
-                cpu = {
-                    connections: await cpu_in_turns(
-                        list(proxies.values()), connections=connections, requests=requests
-                    )
-                    for connections in (MANY, 1)
-                }
-                for index, way in enumerate(ways.values()):
-                    way.samples.append(Sample({many: found[index] for many, found in cpu.items()}))
+                for step in range(TURNS):
+                    for name in (*list(ways)[step % len(ways) :], *list(ways)[: step % len(ways)]):
+                        ways[name].samples.append(
+                            await cpu_sample(proxies[name], requests=max(requests // TURNS, 1))
+                        )
                 for name, proxy in proxies.items():
                     peaks[name].append(proxy.peak_mib())
         if otel and not receiver.posts:
@@ -608,20 +605,13 @@ def with_telemetry(
     return mitmdump(name, folder, *options, env=env)
 
 
-async def cpu_in_turns(proxies: Sequence[Proxy], *, connections: int, requests: int) -> list[float]:
-    """Return each proxy's CPU for a request in milliseconds.
-
-    They take many short turns: the machine is never the same for long.
-    """
-    used = [0.0] * len(proxies)
-    each = max(requests // TURNS, 1)
-    for turn in range(TURNS):
-        first = turn % len(proxies)
-        for index in (*range(first, len(proxies)), *range(first)):
-            proxy = proxies[index]
-            _, cpu = await load(proxy.port, connections=connections, requests=each, cpu=proxy.cpu)
-            used[index] += cpu
-    return [seconds / (each * TURNS) * 1000 for seconds in used]
+async def cpu_sample(proxy: Proxy, *, requests: int) -> Sample:
+    """Measure a proxy's CPU alone."""
+    sample = Sample()
+    for connections in (MANY, 1):
+        _, used = await load(proxy.port, connections=connections, requests=requests, cpu=proxy.cpu)
+        sample.cpu_ms[connections] = used / requests * 1000
+    return sample
 
 
 async def large_prompts(port: int) -> None:
