@@ -150,6 +150,9 @@ const line = (one) => ({
 const short = (ms) => (ms < 1000 ? `${+ms.toFixed(2)} ms` : `${+(ms / 1000).toFixed(1)} s`);
 const rate = (value) => (value === null ? "–" : `${+value.toFixed(value < 10 ? 2 : 1)}/s`);
 
+// A provider may be called `constructor`.
+const countOf = (providers, name) => (Object.hasOwn(providers, name) ? providers[name] : 0);
+
 export class Charts {
   constructor() {
     this.requests = new Chart("chart-requests", rate);
@@ -177,12 +180,12 @@ export class Charts {
   drawRequests(starts, slots, length, end) {
     const names = new Set(slots.flatMap((slot) => (slot ? Object.keys(slot.providers) : [])));
     const own = [...names].filter((name) => palette.of(name) && palette.has(name)).sort();
-    const groups = own.map((name) => [name, (providers) => providers[name] ?? 0]);
+    const groups = own.map((name) => [name, (providers) => countOf(providers, name)]);
     const rest = [...names].filter((name) => name !== "" && !palette.has(name));
     if (rest.length) {
-      groups.push(["others", (providers) => rest.reduce((sum, name) => sum + (providers[name] ?? 0), 0)]);
+      groups.push(["others", (providers) => rest.reduce((sum, name) => sum + countOf(providers, name), 0)]);
     }
-    if (names.has("")) groups.push(["refused", (providers) => providers[""] ?? 0]);
+    if (names.has("")) groups.push(["refused", (providers) => countOf(providers, "")]);
     let below = starts.map(() => 0);
     const series = groups.map(([label, take]) => {
       const values = slots.map((slot) => (slot ? take(slot.providers) / length : 0));

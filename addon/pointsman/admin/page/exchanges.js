@@ -44,6 +44,12 @@ export class Exchanges {
   /** Show these and no others. */
   replace(exchanges) {
     const known = new Map(this.rows.map((entry) => [entry.key, entry]));
+    if (this.held) {
+      // What is held stays, whatever the proxy has by now.
+      this.waiting = exchanges.filter((one) => !known.has(keyOf(one)));
+      this.showHold();
+      return;
+    }
     this.waiting = [];
     this.rows = exchanges.map((one) => known.get(keyOf(one)) ?? this.entry(one));
     const focused = document.activeElement;
@@ -101,7 +107,7 @@ export class Exchanges {
     if (select.value && !flags.includes(select.value)) flags.push(select.value);
     const offered = [...select.options].map((option) => option.value).filter(Boolean);
     const added = flags.filter((flag) => !offered.includes(flag));
-    select.append(...added.map((flag) => h("option", { value: flag }, `${flag}: ${FLAGS[flag] ?? "?"}`)));
+    select.append(...added.map((flag) => h("option", { value: flag }, `${flag}: ${Object.hasOwn(FLAGS, flag) ? FLAGS[flag] : "?"}`)));
   }
 
   /** Hide what is not asked for; `asked`: just now, so that the count is read out. */
@@ -256,13 +262,16 @@ function models(one) {
   return model ? [asked ? h("span", { class: "dim" }, asked) : null, model] : [h("span", { class: "dim" }, "–")];
 }
 
+/** `POST host/path`; of a connection that was refused before it was read, the host alone. */
+const asked = (one) => `${one.method ? `${one.method} ` : ""}${one.host}${one.path ?? ""}`;
+
 function listRow(one, time) {
   const tokens = one.request_prompt_tokens === null && one.request_completion_tokens === null ? "–"
     : `${count(one.request_prompt_tokens)} + ${count(one.request_completion_tokens)}`;
   return h("tr", { tabindex: -1, class: isError(one) ? "error" : null },
     h("td", { class: "c-status" }, statusBadge(one), flagBadges(one)),
-    h("td", { class: "c-request clip", title: `${one.method} ${one.host}${one.path}` },
-      one.host, h("span", { class: "dim" }, one.path)),
+    h("td", { class: "c-request clip", title: asked(one) },
+      one.host, h("span", { class: "dim" }, one.path ?? "")),
     h("td", { class: `c-provider clip${one.attempts.length ? "" : " dim"}`, title: one.rule ? `by rule ${one.rule}` : null },
       failedOver(one) ? h("span", { class: "turn", title: "failed over" }, "↪ ") : null,
       one.mirror ? h("span", { class: "badge" }, "mirror") : null,
@@ -284,7 +293,7 @@ const facts = (pairs) => h("dl", {}, pairs.filter(([, value]) => value !== null)
 
 function explained(one) {
   return [
-    h("h3", {}, statusBadge(one), ` ${one.method} `, h("span", { class: "wrap" }, `${one.host}${one.path}`)),
+    h("h3", {}, statusBadge(one), " ", h("span", { class: "wrap" }, asked(one))),
     h("p", { class: "dim" }, h("time", { "data-at": seconds(one), title: moment(seconds(one)) }),
       ` · ${moment(seconds(one))}`),
     ...summary(one).map((said) => h("p", { class: "said" }, said)),
@@ -322,7 +331,11 @@ function explained(one) {
 function why(one) {
   const rules = one.decision?.rules ?? [];
   const route = one.route ? `Route ${one.route} answers for this host.`
-    : "No route stands before this host: its provider answers.";
+    : one.provider || one.provider_host ? "No route stands before this host: its provider answers."
+      : "No route and no provider answers for this host.";
+  if (!one.decision && !one.provider) {
+    return [h("p", {}, one.route ? route : "It was refused before any rule was looked at.")];
+  }
   const none = one.decision && !rules.some((rule) => rule.matched);
   return [
     h("p", {}, route),

@@ -25,6 +25,8 @@ export function health(state) {
 const CONNECTION = {
   connecting: "Connecting…",
   live: "Live",
+  full: "Too many viewers: close another page. Trying again…",
+  failing: "Not up to date: the proxy can't tell what happens. Its log says why.",
   lost: "Disconnected: what you see is old. Trying again…",
 };
 
@@ -33,7 +35,7 @@ export function showConnection(how) {
   if (chip.dataset.state === how) return;
   chip.dataset.state = how;
   chip.textContent = CONNECTION[how];
-  document.body.classList.toggle("stale", how === "lost");
+  document.body.classList.toggle("stale", how === "lost" || how === "full" || how === "failing");
 }
 
 export function showProxy(live, config, now) {
@@ -87,8 +89,18 @@ const list = (texts) => h("ul", {}, texts.map((text) => h("li", {}, text)));
 
 // --- totals ---------------------------------------------------------------------------------------
 
+/** A sum; unknown where none of several requests told. */
+const summed = (row, name, without) => {
+  const all = (row.requests ?? 0) + (row.mirrored ?? 0);
+  return all && row[without] >= all ? null : row[name] ?? 0;
+};
+const tokensIn = (row) => summed(row, "prompt_tokens", "without_prompt_tokens");
+const tokensOut = (row) => summed(row, "completion_tokens", "without_completion_tokens");
+const costOf = (row) => summed(row, "cost_usd", "without_price");
+
 export function showTotals(live) {
   const sum = live.totals;
+  const [tokens, out, cost] = [tokensIn(sum), tokensOut(sum), costOf(sum)];
   const requests = sum.requests ?? 0;
   const slots = [...live.slots.values()];
   const times = (name) => {
@@ -105,12 +117,12 @@ export function showTotals(live) {
         errors === 1 ? " error" : " errors", requests ? ` · ${percent(errors / requests)}` : ""),
       sum.mirrored ? ` · ${exact(sum.mirrored)} mirrored` : "",
     ]),
-    tile("Tokens", number("tokens", (sum.prompt_tokens ?? 0) + (sum.completion_tokens ?? 0)), [
-      number("prompt_tokens", sum.prompt_tokens ?? 0), " in · ",
-      number("completion_tokens", sum.completion_tokens ?? 0), " out",
+    tile("Tokens", number("tokens", tokens === null && out === null ? null : tokens + out), [
+      number("prompt_tokens", tokens), " in · ",
+      number("completion_tokens", out), " out",
     ]),
-    tile("Cost", h("span", { "data-total": "cost_usd", title: `$${sum.cost_usd ?? 0}` },
-      money(sum.cost_usd ?? 0)),
+    tile("Cost", h("span", { "data-total": "cost_usd", title: cost === null ? null : `$${cost}` },
+      money(cost)),
     unpriced ? `list price · ${exact(unpriced)} without one` : "list price"),
     tile("Under way", number("requests_open", live.requests_open), [
       number("streams_open", live.streams_open),
@@ -127,18 +139,18 @@ const tile = (title, value, below) => h("div", { class: "card tile" },
 
 // --- rules: configured against actual -------------------------------------------------------------
 
-const ruleKey = (route, rule) => JSON.stringify([route, rule]);
+const ruleKey = (route, host, rule) => JSON.stringify([route, host, rule]);
 
 export function showRules(live, config) {
   const told = new Map();
   for (const route of config?.routes ?? []) {
     for (const rule of route.rules ?? []) {
-      told.set(ruleKey(route.route ?? route.host, rule.name), { route, rule });
+      told.set(ruleKey(route.route ?? route.host, route.host, rule.name), { route, rule });
     }
   }
   const rules = new Map();
   const of = (row) => {
-    const key = ruleKey(row.route, row.rule);
+    const key = ruleKey(row.route, row.host, row.rule);
     if (!rules.has(key)) {
       const known = told.get(key);
       rules.set(key, { ...row, known, named: !known || Boolean(known.route.route), targets: [], counts: new Map() });
@@ -149,7 +161,7 @@ export function showRules(live, config) {
   for (const row of live.rules.values()) of(row).counts.set(row.provider, row);
 
   // What a route refused stands with its rules.
-  const all = [...Map.groupBy(rules.values(), (rule) => rule.route).values()].flat();
+  const all = [...Map.groupBy(rules.values(), (rule) => JSON.stringify([rule.route, rule.host])).values()].flat();
   const shown = all.filter((rule) => rule.named || rule.counts.size
     || rule.targets.some((target) => target.state !== "healthy"));
   const quiet = all.filter((rule) => !shown.includes(rule));
@@ -157,16 +169,17 @@ export function showRules(live, config) {
   const routes = new Set(all.filter((rule) => rule.known?.route.route).map((rule) => rule.route));
   shown.sort((a, b) => Number(routes.has(b.route)) - Number(routes.has(a.route)));
   const blocks = [];
-  let before = null;
+  let before = null; // several routes may have one name
   for (const rule of shown) {
-    if (rule.route !== before) blocks.push(routeTitle(rule));
-    before = rule.route;
+    const place = JSON.stringify([rule.route, rule.host]);
+    if (place !== before) blocks.push(routeTitle(rule));
+    before = place;
     blocks.push(ruleBlock(rule));
   }
   if (quiet.length) {
     const hosts = [...new Set(quiet.map((rule) => rule.route))];
     blocks.push(h("details", { class: "quiet" },
-      h("summary", {}, `${exact(hosts.length)} hosts without a route and without requests`),
+      h("summary", {}, `${exact(hosts.length)} ${hosts.length === 1 ? "host" : "hosts"} without a route and without requests`),
       h("p", {}, hosts.join(" · "))));
   }
   show(byId("rules"), blocks.length ? blocks : [h("p", { class: "dim" }, "No rules are live.")]);
@@ -175,7 +188,7 @@ export function showRules(live, config) {
 function routeTitle(rule) {
   const route = rule.known?.route;
   const hosts = route ? [route.host, ...(route.also ?? [])] : [];
-  return h("h3", { class: "route", title: hosts.join(", ") || null }, rule.route,
+  return h("h3", { class: "route", title: hosts.join(", ") || null }, rule.route || "hosts without a route",
     route?.route && route.host !== route.route ? h("span", { class: "dim" }, ` ${route.host}`) : null);
 }
 
@@ -249,10 +262,11 @@ export function showModels(live) {
       h("td", { class: "num", colspan: 2 }, states.has(name) ? health(states.get(name)) : "")),
     ...(models.get(name) ?? []).sort((a, b) => b.requests - a.requests).map(modelRow),
   ]);
+  const some = quiet.length === 1 ? "provider" : "providers";
   const rest = quiet.length
     ? h("p", { class: "dim quiet" }, names.length
-      ? `and ${exact(quiet.length)} healthy providers without requests`
-      : `${exact(quiet.length)} healthy providers, without requests yet`) : null;
+      ? `and ${exact(quiet.length)} healthy ${some} without requests`
+      : `${exact(quiet.length)} healthy ${some}, without requests yet`) : null;
   show(byId("models"), names.length ? h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"),
       ...["Requests", "Tokens in", "Tokens out", "Cost"].map((title) => h("th", { scope: "col", class: "num" }, title)))),
@@ -267,10 +281,10 @@ function modelRow(row) {
     h("td", {}, row.model || h("span", { class: "dim" }, "no model"),
       more.length ? h("span", { class: "dim" }, ` ${more.join(", ")}`) : null),
     h("td", { class: "num", "data-is": "requests", "data-unit": "requests" }, exact(row.requests)),
-    h("td", { class: "num", "data-is": "prompt_tokens", "data-unit": "in", title: exact(row.prompt_tokens) }, count(row.prompt_tokens)),
-    h("td", { class: "num", "data-is": "completion_tokens", "data-unit": "out", title: exact(row.completion_tokens) },
-      count(row.completion_tokens)),
+    h("td", { class: "num", "data-is": "prompt_tokens", "data-unit": "in", title: exact(tokensIn(row)) }, count(tokensIn(row))),
+    h("td", { class: "num", "data-is": "completion_tokens", "data-unit": "out", title: exact(tokensOut(row)) },
+      count(tokensOut(row))),
     h("td", { class: "num", "data-is": "cost_usd", "data-unit": "", title: row.without_price
       ? `${exact(row.without_price)} without a price` : null },
-    row.cost_usd || !row.without_price ? money(row.cost_usd) : "–"));
+    money(costOf(row))));
 }

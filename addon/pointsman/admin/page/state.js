@@ -2,9 +2,9 @@
 
 const ROWS = {
   slots: ["start"],
-  rules: ["route", "rule", "provider"],
+  rules: ["route", "host", "rule", "provider"],
   models: ["provider", "model"],
-  targets: ["route", "rule", "provider"],
+  targets: ["route", "host", "rule", "provider"],
 };
 const SLOTS_KEPT = 200;
 const LAST_EXCHANGES = 200;
@@ -64,7 +64,7 @@ export function quantile(buckets, q) {
 
 /** Add up the buckets of several slots. */
 export function together(slots, name) {
-  const sum = {};
+  const sum = Object.create(null);
   for (const slot of slots) {
     for (const [number, n] of Object.entries(slot[name])) sum[number] = (sum[number] ?? 0) + n;
   }

@@ -13,6 +13,7 @@ export const FLAGS = {
   DC: "the client left",
   DPE: "the client's request can't be routed",
   OB: "observed only",
+  UAEX: "the host is not allowed",
   LR: "the proxy was stopped",
   IE: "a fault of Pointsman's",
 };
@@ -33,18 +34,24 @@ export function summary(one) {
   if (one.flags.includes("OB")) {
     said.push(`Observed only: the rules would have chosen ${by}. The request went where the client sent it,`
       + ` and ${one.status === null ? "got no answer" : `was answered with ${one.status}`} after ${took}.`);
+  } else if (one.flags.includes("DC") && !one.attempts.length) {
+    said.push(`The client left after ${took}, before any provider was asked.`);
   } else if (!one.attempts.length) {
     said.push(`Refused${one.status === null ? "" : ` with ${one.status}`}: no provider was asked.`);
   } else if (one.flags.includes("DC")) {
     said.push(`The client left after ${took}, before it had the whole answer of ${by}.`);
   } else if (one.status === null) {
     said.push(`There was no answer within ${took}.`);
+  } else if (one.attempts.at(-1).status === null) {
+    // The last one gave none: the status is Pointsman's own.
+    const names = [...new Set(one.attempts.map((attempt) => attempt.provider))];
+    said.push(`Pointsman answered with ${one.status} after ${took}: ${names.join(", then ")} failed.`);
   } else {
     const before = [...new Set(one.attempts.map((attempt) => attempt.provider))].filter((name) => name !== by);
     const after = before.length ? `, after ${before.join(", then ")} had failed` : "";
     said.push(`${by} answered with ${one.status} in ${took}${after}.`);
   }
-  if (one.error) said.push(`${capital(one.error)}${one.error.endsWith(".") ? "" : "."}`);
+  if (one.error) said.push(sentence(one.error));
   return said;
 }
 
@@ -74,4 +81,8 @@ export function attempted(attempt) {
   return `${answered}${told ? ` (${attempt.error})` : ""}${took}`;
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+/** A phrase, or an identifier such as `upstream_failure`, as a sentence. */
+function sentence(text) {
+  const words = /^[a-z]+(_[a-z]+)+$/.test(text) ? text.replaceAll("_", " ") : text;
+  return `${words.charAt(0).toUpperCase()}${words.slice(1)}${words.endsWith(".") ? "" : "."}`;
+}

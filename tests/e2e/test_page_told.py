@@ -1,0 +1,76 @@
+"""What the page makes of a snapshot that traffic would take long to bring about."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from pointsman.telemetry.exchange import Attempt, Exchange
+from pointsman.telemetry.live import Live, Now, TargetNow
+from tests.e2e.conftest import KEYS
+from tests.e2e.harness import Far
+from tests.e2e.traffic import Traffic
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def traffic(confdir: Path, far_ends: dict[str, Far], tmp_path: Path) -> Iterator[Traffic]:
+    with Traffic.running(confdir, tmp_path, far_ends, KEYS) as running:
+        yield running
+
+
+def show(page: Page, live: Live, *targets: TargetNow) -> None:
+    """Let the proxy seem to tell this."""
+    told = {"ready": True, "reasons": [], "warnings": []}
+    state = {**live.snapshot(None, Now(targets=targets)), "readiness": told}
+    event = f"event: state\ndata: {json.dumps(state)}\n\n"
+
+    def answer(route: Route) -> None:
+        route.fulfill(content_type="text/event-stream", body=event)
+
+    page.route("**/api/events", answer)
+
+
+def ended(**fields: object) -> Exchange:
+    return Exchange("r", "h.test", "POST", "/v1", None, started=0.0, ended=1.0, **fields)  # type: ignore[arg-type]
+
+
+def test_it_tells_what_happened(traffic: Traffic, page: Page) -> None:
+    now = [time.time() - 10]
+    live = Live(lambda: now[0])
+    live.rules_live([TargetNow("r", "all", "constructor", host=h) for h in ("a.test", "b.test")])
+    dead = Attempt("dead", "dead.test", 0.0, 1.0, error="connect error")
+    failed = {"provider": "dead", "attempts": [dead], "status": 502, "flags": ["UF"]}
+    live.record(ended(**failed, error="upstream_failure"))
+    live.record(ended(flags=["DC"]))
+    live.record(ended(provider="constructor", route="r", rule="all", route_host="a.test"))
+    refused = Exchange("c", "api.test", "", "", None, started=0.0, ended=1.0)
+    refused.status, refused.flags = 403, ["UAEX"]
+    live.record(refused)
+    now[0] += 10  # a slot that is being filled is not drawn
+    targets = [TargetNow("r", "all", "constructor", host=host) for host in ("a.test", "b.test")]
+    show(page, live, *targets)
+    page.goto(f"http://{traffic.proxy.admin}/")
+    rows, detail = page.locator("#list tbody tr"), page.locator("#detail")
+    expect(rows).to_have_count(4)
+    for number, text in (
+        (0, "the host is not allowed"),
+        (0, "It was refused before any rule was looked at."),
+        (2, "The client left after"),
+        (3, "Pointsman answered with 502 after 1.00 s: dead failed."),
+        (3, "Upstream failure."),
+    ):
+        rows.nth(number).click()
+        expect(detail).to_contain_text(text)
+        expect(detail).not_to_contain_text("null/")
+    for name in ("tokens", "prompt_tokens", "cost_usd"):
+        expect(page.locator(f'[data-total="{name}"]')).to_have_text("\N{EN DASH}")
+    same = page.locator('#rules .rule[data-route="r"]')
+    expect(same).to_have_count(2)
+    expect(same.locator(".sum")).to_have_text(["1", "0"])
+    expect(page.locator("#chart-requests .legend")).to_contain_text("constructor")
+    expect(page.locator("#chart-requests .legend")).not_to_contain_text("NaN")
