@@ -12,12 +12,16 @@ compared is the ratio (or difference) within one round, and the median of the ro
 CPU is the proxy process's own (user and system), so the cost of the client and the provider does
 not count; the requests/s do depend on it, and on the machine: they are told for information.
 
-With `--metrics` it compares Pointsman with and without its metrics instead.
+With `--telemetry` it compares Pointsman as it is by default (metrics, and what the page shows kept
+at hand) with Pointsman without these; with `--otel` also with traces and metrics sent by OTLP to a
+receiver in this process. The access log is written in each. Every round starts processes of its
+own: two of the same kind may differ by some percent for as long as they live.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -25,10 +29,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from os import sysconf
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import IO, Self
@@ -43,7 +53,7 @@ MITMDUMP = Path(sys.executable).with_name("mitmdump")
 CPU_RATIO = 0.85
 FIRST_TOKEN_MS = 3.0
 LARGE_PROMPT_MS = 20.0
-METRICS_RATIO = 1.10
+TELEMETRY_RATIO = 1.10
 
 MANY = 16  # connections
 WARM_UP = 200  # requests
@@ -52,8 +62,12 @@ CHUNKS, CHUNK_SECONDS = 20, 0.005
 LARGE_PROMPT, LARGE_PROMPTS = 4_000_000, 15
 START_SECONDS = 30  # for a proxy to listen
 STEP_SECONDS = 120  # for one measurement
+TELEMETRY = ("without", "default", "OTLP")  # what is compared: no telemetry, the default, more
+TURNS = 8  # of each way within a round: the machine is never the same for long
 KEY = "key-of-the-rules"
 LLM_HOST = "llm.example"
+# Open, as it is by default, and on a port of its own.
+ADMIN = ("--set", "llm_admin=127.0.0.1:0")
 
 # Two well-known hosts at one local address: a list price is looked up as it would be.
 RULES = """\
@@ -191,6 +205,33 @@ class Provider:
         writer.write((USAGE if usage else b"") + STREAM_END)
 
 
+class Receiver:
+    """Takes what is sent by OTLP over HTTP, and counts it."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.posts = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Self]:
+        """Listen on a free port."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(content_length(head))
+                self.posts += 1
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+
 # --- the client -----------------------------------------------------------------------------------
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -316,9 +357,8 @@ class Proxy:
 
     def cpu(self) -> float:
         """Return the seconds of CPU that it has used, user and system."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii")
-        after_name = stat.rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / sysconf("SC_CLK_TCK")
+        # The kernel's clock of a process, as clock_getcpuclockid(3) gives it.
+        return time.clock_gettime(~self.process.pid << 3 | 2)
 
     def peak_mib(self) -> float:
         """Return the most memory that it has had resident."""
@@ -332,15 +372,20 @@ class Proxy:
 
 
 @contextmanager
-def mitmdump(name: str, folder: Path, *options: str) -> Iterator[Proxy]:
-    """Start mitmdump in a directory of its own, wait until it listens; end it at the end."""
+def mitmdump(
+    name: str, folder: Path, *options: str, env: Mapping[str, str] | None = None
+) -> Iterator[Proxy]:
+    """Start mitmdump in a directory of its own, wait until it listens; end it at the end.
+
+    `env` are variables that it gets besides.
+    """
     home = folder / name
     home.mkdir()
     output = home / "output"
     port = free_port()
     listen = ["--listen-host", "127.0.0.1", "-p", str(port), "--set", f"confdir={home}"]
     with output.open("wb") as written:
-        process = start([str(MITMDUMP), *listen, *options], home, written)
+        process = start([str(MITMDUMP), *listen, *options], home, written, env or {})
         try:
             wait_for_port(port, process)
             yield Proxy(name, port, process, output)
@@ -359,10 +404,17 @@ def mitmdump(name: str, folder: Path, *options: str) -> Iterator[Proxy]:
                 process.wait()
 
 
-def start(command: list[str], home: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+def start(
+    command: list[str], home: Path, output: IO[bytes], env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """Start a process whose output goes to a file."""
     return subprocess.Popen(
-        command, cwd=home, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        command,
+        cwd=home,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -396,7 +448,7 @@ def proxies(folder: Path, provider_port: int) -> Iterator[tuple[Proxy, Proxy, Pr
     with (
         mitmdump("bare", folder, *to_provider) as bare,
         mitmdump("streaming", folder, *to_provider, "--set", "stream_large_bodies=1") as streaming,
-        mitmdump("pointsman", folder, *addon) as pointsman,
+        mitmdump("pointsman", folder, *addon, *ADMIN) as pointsman,
     ):
         yield bare, streaming, pointsman
 
@@ -494,31 +546,72 @@ async def run(*, rounds: int, requests: int, streams: int) -> list[Figure]:
     ]
 
 
-async def run_metrics(*, rounds: int, requests: int, streams: int) -> list[Figure]:
-    """Measure Pointsman without and with its metrics."""
-    with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as folder:
-        async with Provider().serving() as provider:
-            options = with_addon(Path(folder), provider.port)
-            off = ("--set", "llm_metrics=false")
+async def run_telemetry(*, rounds: int, requests: int, otel: bool) -> list[Figure]:
+    """Measure Pointsman without and with its telemetry, and with OTLP too if that is asked for."""
+    ways = {name: Way(0) for name in TELEMETRY[: 3 if otel else 2]}
+    peaks: dict[str, list[float]] = {name: [] for name in ways}
+    async with Provider().serving() as provider, Receiver().serving() as receiver:
+        for turn in range(rounds):
+            print(f"bench: round {turn + 1} of {rounds}", file=sys.stderr)
             with (
-                mitmdump("without", Path(folder), *options, *off) as without,
-                mitmdump("with", Path(folder), *options) as measured,
+                tempfile.TemporaryDirectory(prefix="pointsman-bench-") as folder,
+                ExitStack() as stack,
             ):
-                ways = [Way(without.port, without), Way(measured.port, measured)]
-                for way in ways:
-                    await load(way.port, connections=MANY, requests=WARM_UP)
-                for turn in range(rounds):
-                    print(f"bench: round {turn + 1} of {rounds}", file=sys.stderr)
-                    for way in (*ways[turn % 2 :], *ways[: turn % 2]):
-                        await way.measure(requests=requests, streams=streams)
-                peaks = without.peak_mib(), measured.peak_mib()
-    return [
-        *(
-            cpu_figure(*ways, connections, comparison="/ without", target=METRICS_RATIO)
-            for connections in (MANY, 1)
-        ),
-        Figure("peak memory", "MiB", bare=peaks[0], pointsman=peaks[1]),
-    ]
+                proxies = {
+                    name: stack.enter_context(
+                        with_telemetry(name, Path(folder), provider, receiver)
+                    )
+                    for name in ways
+                }
+                for proxy in proxies.values():
+                    await load(proxy.port, connections=MANY, requests=WARM_UP)
+                for step in range(TURNS):
+                    for name in (*list(ways)[step % len(ways) :], *list(ways)[: step % len(ways)]):
+                        ways[name].samples.append(
+                            await cpu_sample(proxies[name], requests=max(requests // TURNS, 1))
+                        )
+                for name, proxy in proxies.items():
+                    peaks[name].append(proxy.peak_mib())
+        if otel and not receiver.posts:
+            raise BenchError("nothing has come by OTLP")
+    base, *others = ways
+    figures = []
+    for name in others:
+        for connections in (MANY, 1):
+            figure = cpu_figure(
+                ways[base],
+                ways[name],
+                connections,
+                comparison=f"/ {base}",
+                target=TELEMETRY_RATIO if name == TELEMETRY[1] else None,
+            )
+            figures.append(replace(figure, name=f"{name}: {figure.name}"))
+        memory = median(peaks[base]), median(peaks[name])
+        figures.append(Figure(f"{name}: peak memory", "MiB", bare=memory[0], pointsman=memory[1]))
+    return figures
+
+
+def with_telemetry(
+    name: str, folder: Path, provider: Provider, receiver: Receiver
+) -> AbstractContextManager[Proxy]:
+    """Start Pointsman with one of the kinds of `TELEMETRY`."""
+    more = {
+        "without": ("--set", "llm_metrics=false", "--set", "llm_admin=off"),
+        "default": ADMIN,
+        "OTLP": (*ADMIN, "--set", "llm_otel=true"),
+    }
+    options = (*with_addon(folder, provider.port), *more[name])
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}"}
+    return mitmdump(name, folder, *options, env=env)
+
+
+async def cpu_sample(proxy: Proxy, *, requests: int) -> Sample:
+    """Measure a proxy's CPU alone."""
+    sample = Sample()
+    for connections in (MANY, 1):
+        _, used = await load(proxy.port, connections=connections, requests=requests, cpu=proxy.cpu)
+        sample.cpu_ms[connections] = used / requests * 1000
+    return sample
 
 
 async def large_prompts(port: int) -> None:
@@ -561,10 +654,17 @@ def compare(direct: Way, bare: Way, pointsman: Way) -> Iterator[Figure]:
 
 
 def cpu_figure(
-    base: Way, other: Way, connections: int, *, comparison: str, target: float
+    base: Way, other: Way, connections: int, *, comparison: str, target: float | None
 ) -> Figure:
     """Return the CPU for a request of two ways, compared within each round."""
-    cpu = [[sample.cpu_ms[connections] or 0.0 for sample in way.samples] for way in (base, other)]
+    cpu = [
+        [
+            sample.cpu_ms[connections] or 0.0
+            for sample in way.samples
+            if connections in sample.cpu_ms
+        ]
+        for way in (base, other)
+    ]
     return Figure(
         f"CPU/request, {connections} conn.",
         "ms",
@@ -646,19 +746,26 @@ def main() -> int:
         "--streams", type=count, default=8, help="per round and way; default: %(default)s"
     )
     parser.add_argument(
-        "--metrics", action="store_true", help="compare Pointsman with and without its metrics"
+        "--telemetry",
+        action="store_true",
+        help="compare Pointsman with and without its metrics and what its page shows",
+    )
+    parser.add_argument(
+        "--otel", action="store_true", help="the same, and with traces and metrics sent by OTLP"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
-    if not Path("/proc/self/stat").exists():
-        parser.error("a process's CPU is read from /proc, which this system lacks")
+    telemetry = options.telemetry or options.otel
+    if sys.platform != "linux":
+        parser.error("a process's CPU and memory are read as Linux tells them")
     # Ended from outside, the proxies have to go too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        measure = run_metrics if options.metrics else run
         figures = asyncio.run(
-            measure(rounds=options.rounds, requests=options.requests, streams=options.streams)
+            run_telemetry(rounds=options.rounds, requests=options.requests, otel=options.otel)
+            if telemetry
+            else run(rounds=options.rounds, requests=options.requests, streams=options.streams)
         )
     except (BenchError, OSError, TimeoutError, EOFError, ExceptionGroup) as error:
         print(f"scripts/bench: {told(error)}", file=sys.stderr)
@@ -670,7 +777,7 @@ def main() -> int:
         print(json.dumps({"rounds": options.rounds, "figures": rounded}, indent=2))
     else:
         title = f"medians of {options.rounds} rounds, {options.requests} requests each"
-        columns = ("", "without", "with") if options.metrics else ("direct", "bare", "pointsman")
+        columns = ("", "without", "with") if telemetry else ("direct", "bare", "pointsman")
         Console().print(table(figures, title, columns))
     return int(options.check and any(figure.met is False for figure in figures))
 

@@ -86,7 +86,7 @@ class UnsupportedEncodingError(RequestError):
 
 
 class AmbiguousHostError(RequestError):
-    """A request that names more than one host."""
+    """A request that does not name one host: it names several, or one that can't be."""
 
     code = "ambiguous_host"
     flag = "DPE"

@@ -27,7 +27,7 @@ SOL_IPV6 = 41
 
 _NO_ROUTE = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
-type Address = tuple[str, int]
+Address = tuple[str, int]  # no `type`: any Python 3.8 or newer can run this
 
 
 class ProbeError(Exception):
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len({arrival.at_proxy for arrival in arrivals}) > 1:
         failures.append(
             "the proxy listens for one of IPv4 and IPv6 alone: connections of the other are"
-            " refused; let it listen on all addresses"
+            " refused; let it listen on 127.0.0.1 and on ::1"
         )
     if not arrivals and not failures:
         failures.append("nothing could be checked; name an address by --probe")

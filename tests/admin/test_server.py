@@ -130,7 +130,7 @@ def test_a_drain_is_begun_by_post_alone() -> None:
 def test_other_methods_and_paths_are_refused() -> None:
     async def play(_: Server, client: httpx.AsyncClient) -> None:
         refused = await client.post("/config")
-        assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
         assert (await client.get("/config/x")).status_code == 404
         assert (await client.post("/nothing")).status_code == 404
 
@@ -161,6 +161,8 @@ def test_every_answer_has_the_headers_that_keep_browsers_away() -> None:
         ("LOCALHOST:80", 200),
         ("evil.example", 403),
         ("evil.example:15020", 403),
+        ("[::1].evil.example", 403),
+        ("[::1]evil:15020", 403),
         ("localhost.evil.example", 403),
         ("127.0.0.1.evil.example", 403),
     ],
@@ -242,6 +244,37 @@ def test_a_fault_is_told_in_one_line_and_not_to_the_client(
     assert "sk-secret" not in message
     assert told_of[0].exc_info is None
     assert "".join(capfd.readouterr()) == ""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: se cret\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: \xffsecret\r\n\r\n",
+        b"se cret line\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nsecret\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\xffsecret: 1\r\n\r\n",
+        b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: secret\r\n\r\n",
+        b"POST /drain HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nsecret\r\n",
+        b"POST /drain?soft=%ffsecret HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_is_malformed_is_not_quoted_in_the_log(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play(running: Server, client: httpx.AsyncClient) -> None:
+        host, _, port = running.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        writer.write_eof()
+        assert b" 200 " not in await reader.read()
+        writer.close()
+        assert (await client.get("/healthz")).status_code == 200
+
+    with caplog.at_level(logging.DEBUG):
+        served(Told(), play)
+    assert "cret" not in caplog.text
+    assert "\\xff" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -339,3 +372,22 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_an_unknown_name_is_told_with_the_mend() -> None:
     with pytest.raises(OSError, match=r"its name is not known.*write an IP address"):
         serve(Told(), "no-such-host.invalid:0")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/config", "/metrics"])
+def test_head_is_as_get_without_the_body(path: str) -> None:
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        answer, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (answer.status_code, b"")
+        assert head.headers["content-type"] == answer.headers["content-type"]
+
+    served(Told(), play)
+
+
+@pytest.mark.parametrize("cursor", ["a:-99999999999999999999999", "a:1_0", "a:\u0663"])
+def test_what_is_no_cursor_is_refused(cursor: str) -> None:
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        answer = await client.get("/api/live", params={"after": cursor})
+        assert answer.status_code == 400
+
+    served(Told(), play)

@@ -1,5 +1,6 @@
 """The bundle trusts us and everyone else, and holds no key."""
 
+import os
 import ssl
 import stat
 import subprocess
@@ -86,3 +87,12 @@ def test_java_reads_the_trust_store(tmp_path: Path) -> None:
     command = ["keytool", "-list", "-keystore", "ca-bundle.p12", "-storepass", "changeit"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert listed.stdout.count("trustedCertEntry") == written.count
+
+
+def test_the_directory_is_for_everyone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_bundle(tmp_path / "out", generate())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755

@@ -218,3 +218,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, write_secret: Write
     (secret / "tls.key").mkdir()
     with pytest.raises(AuthorityError, match=r"tls.key: can't be read \(Is a directory\) by user"):
         ensure(tmp_path / "confdir", secret)
+
+
+def test_a_key_that_others_may_read_is_theirs_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ensure(tmp_path)
+    key = tmp_path / "mitmproxy-ca.pem"
+    key.chmod(0o666)
+    ensure(tmp_path)
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert "others could read the CA's key" in caplog.text

@@ -405,3 +405,12 @@ def test_what_is_left_out_changes_no_other_weight(rules: Load) -> None:
     loaded = rules(P, provider("q", only_for(app="a")), provider("s"), route("r", "r", text))
     assert tiers(found(loaded, "r").rules[0]) == [(0, "p", 0), (1, "s", 1)]
     assert loaded.warnings[0].field == "spec.rules[0].backendRefs[1].providerHost"
+
+
+@pytest.mark.parametrize("match", ["exact: Bearer vip-key", "prefix: Bearer vip", "regex: .*vip.*"])
+def test_a_condition_on_a_key_does_not_show_it(rules: Load, match: str) -> None:
+    found = condition(rules, f"{{headers: {{Authorization: {{{match}}}}}}}")
+    assert "vip" not in found.text
+    assert "not shown" in found.text
+    assert found.test("Bearer vip-key")
+    assert condition(rules, "{headers: {authorization: {}}}").text == "present"

@@ -251,3 +251,77 @@ def test_no_object_makes_it_fail(objects: list[Json]) -> None:
     assert all(
         str(problem).isprintable() for problems in first.refused.values() for problem in problems
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "closed"),
+    [
+        ({}, True),
+        ({"workloadSelector": {"labels": {"app": "front"}}}, True),
+        ({"workloadSelector": {"labels": {"app": "other"}}}, False),
+        ({"workloadSelector": {"labels": {"app": 5}}}, True),
+        ({"workloadSelector": 5}, True),
+        ({"gateways": ["ingress"]}, False),
+        ({"gateways": ["ingress", "mesh"]}, True),
+        ({"gateways": [5]}, True),
+        # As a good route has its host here, though none of its rules can match.
+        ({"rules": [{"matches": [{"sourceLabels": {"app": "other"}}]}]}, True),
+    ],
+)
+def test_an_object_at_fault_closes_its_host_only_where_it_may_apply(
+    spec: Json, closed: bool
+) -> None:
+    bad = route("bad", "llm.test", **{"odd": 1, **spec})
+    instance = Instance(namespace="a", labels={"app": "front"})
+    loaded = load_objects([P, bad], good={}, instance=instance, environ={})
+    assert "LLMRoute a/bad" in loaded.refused
+    assert (loaded.loaded.table.lookup("llm.test") is not None) == closed
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-Abc123",
+        "sk-live",
+        "AIzaSyDabcdefghij",
+        "Bearer abc",
+        "0123456789abcdef0123",
+        "x" * 60,
+    ],
+)
+def test_no_message_repeats_a_key_in_a_wrong_field(secret: str) -> None:
+    """What is wrong with an object goes to the log, to /config, and into its status."""
+    objects = [
+        provider("a", host=f"{secret}/"),
+        provider("b", path=secret),
+        provider("c", address=secret),
+        provider("d", timeouts={"connect": secret}),
+        provider("e", configs=with_key({"modelMapping": {f"*{secret}": "m"}})),
+        provider("g", host=f"{secret}:80"),
+        route("f", "f.test", rules=[{"backendRefs": [{"providerHost": f"{secret}_"}]}]),
+    ]
+    matches: list[Json] = [
+        {"method": secret.lower()},
+        {"headers": {"x": {"regex": f"{secret}("}}},
+        {"model": {"regex": f"[[:{secret}:]]"}},
+    ]
+    for n, found in enumerate(matches):
+        rules = [{"matches": [found], "backendRefs": [{"providerHost": "p.test"}]}]
+        objects.append(route(f"m{n}", f"m{n}.test", rules=rules))
+    loaded = load(P, *objects)
+    told = [str(p) for found in loaded.refused.values() for p in found]
+    told += map(str, (*loaded.loaded.unresolved, *loaded.loaded.warnings))
+    assert len(loaded.refused) >= len(objects) - 1
+    for message in told:
+        assert secret.lower() not in message.lower()
+
+
+def test_a_plain_value_is_still_repeated() -> None:
+    bad = provider("bad", host="https://api.openai.com/v1")
+    (problem,) = load(P, bad).refused["LLMProvider a/bad"]
+    assert "'https://api.openai.com/v1' is not a host name" in problem.message
+
+
+@pytest.mark.parametrize("spec", [{"timeouts": {"connect": "٣s"}}, {"address": "10.0.0.1:٣٣"}])
+def test_digits_are_those_of_ascii(spec: Json) -> None:
+    assert "LLMProvider a/bad" in load(P, provider("bad", **spec)).refused

@@ -28,7 +28,7 @@ def kustomization() -> Any:
 
 def manifests() -> list[Any]:
     found = [value for path in EXAMPLE.glob("*.yaml") for value in documents(path.read_text())]
-    found += documents((COMPONENT / "rbac.yaml").read_text())
+    found += documents((COMPONENT / "namespace.yaml").read_text())
     return [value for value in found if value["kind"] != "Kustomization"]
 
 

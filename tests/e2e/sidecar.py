@@ -23,7 +23,7 @@ from tests.e2e.harness import (
     trusting,
 )
 
-PROGRAM = "from pointsman.cli import main; main()"
+PROGRAM = "from pointsman.__main__ import main; main()"
 
 
 class Sidecar:
@@ -41,6 +41,7 @@ class Sidecar:
         prefix: a command that runs the program.
         admin: where its admin endpoint listens.
         scripts: files in `scripts/` that the workers load.
+        program: what runs, as Python code.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class Sidecar:
         prefix: Sequence[str] = (),
         scripts: Sequence[str] = (),
         admin: str = f"{LOOPBACK}:0",
+        program: str = PROGRAM,
     ) -> None:
         self.confdir = confdir
         self.port = port
         self.admin = ""
         self._command = [
             *prefix,
-            *(sys.executable, "-c", PROGRAM, "run", "--sidecar"),
+            *(sys.executable, "-c", program, "run", "--sidecar"),
             *(("--allow-root",) if os.geteuid() == 0 and not prefix else ()),
             *("--confdir", str(confdir), "--mode", mode, "--port", str(port)),
             *(("--rules", str(rules)) if rules else ()),
@@ -223,7 +225,8 @@ class Sidecar:
             assert self._process.poll() is None, "it has ended"
             return self.ask("/readyz").status_code == 200
 
-        eventually(ready, what="readiness")
+        # The first start in a confdir compiles what the workers import.
+        eventually(ready, what="readiness", within=3 * DEADLINE)
 
 
 def is_alive(pid: int) -> bool:

@@ -412,6 +412,26 @@ def test_trailers_of_a_request_harm_no_stream(
     assert secret not in proxy.printed
 
 
+@pytest.mark.parametrize("size", [len(BODY), 3_000_000], ids=["read", "passed on unread"])
+def test_trailers_of_a_chunked_request_are_dropped(stage: Stage, size: int) -> None:
+    secret = "sk-client-trailer-90ad"
+    path = "/v1/chat/completions" if size == len(BODY) else "/v1/files"
+    trailers = f"Authorization: Bearer {secret}\r\nX-Sum: 1\r\n".encode()
+    body = chunked(BODY.ljust(size), trailers)
+    head = f"POST {path} HTTP/1.1\r\nHost: {OURS}\r\nTransfer-Encoding: chunked\r\n"
+    with stage.tunnel() as conn:
+        for _ in range(2):  # the connection goes on
+            conn.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            answer = read_head(conn)
+            fields = dict(line.lower().split(": ", 1) for line in head_lines(answer)[1:])
+            read_exactly(conn, int(fields["content-length"]))
+    assert len(stage.provider.calls) == 2
+    assert {len(call.body) >= size for call in stage.provider.calls} == {True}
+    assert secret not in str(stage.provider.calls)
+    assert not stage.reached
+    assert {entry["error"] for entry in stage.proxy.logged(2)} == {None}
+
+
 # --- passwords of proxies -------------------------------------------------------------------------
 
 

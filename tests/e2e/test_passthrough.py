@@ -1,5 +1,6 @@
 """What is not ours: neither decrypted nor read nor changed; and WebSockets to what is ours."""
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -238,6 +239,63 @@ def test_an_answer_without_length_ends_with_its_connection(
     with connect(pointsman.address) as conn:
         conn.sendall(f"GET http://{server.address}/ HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         assert read_all(conn).endswith(b"\r\n\r\nto the end")
+
+
+SUMS = b"X-Sum: 1\r\nx-SUM: two words\r\n"
+
+
+@pytest.mark.parametrize("target", ["absolute", "tunnel"])
+def test_trailers_pass_both_ways(
+    pointsman: Proxy, raw_server: Callable[..., RawServer], target: str
+) -> None:
+    """And the connections go on after them: each second request comes by the first one's."""
+    sent: list[bytes] = []
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+    end = b"0\r\n" + SUMS + b"\r\n"
+
+    def serve(conn: socket.socket) -> None:
+        for _ in range(2):
+            read_head(conn)
+            sent.append(read_until(conn, b"0\r\n") + read_until(conn, b"\r\n\r\n"))
+            conn.sendall(answer + chunk(b"down") + end)
+
+    server = raw_server(serve)
+    if target == "absolute":
+        conn, begins = connect(pointsman.address), f"http://{server.address}"
+    else:
+        conn, begins = pointsman.tunnel(LOOPBACK, server.port), ""
+    with conn:
+        lines = [
+            f"POST {begins}/ HTTP/1.1",
+            f"Host: {server.address}",
+            "Transfer-Encoding: chunked",
+        ]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        for _ in range(2):
+            conn.sendall(head + chunk(b"up") + end)
+            assert read_head(conn) == answer
+            whole = chunk(b"down") + end
+            assert read_exactly(conn, len(whole)) == whole
+    assert sent == [chunk(b"up") + end] * 2
+
+
+def read_quietly(conn: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        read_all(conn)
+
+
+def test_trailers_without_an_end_are_not_collected(
+    pointsman: Proxy, raw_server: Callable[..., RawServer]
+) -> None:
+    server = raw_server(read_quietly)
+    with connect(pointsman.address) as conn:
+        head = f"POST http://{server.address}/ HTTP/1.1\r\nHost: x\r\n"
+        conn.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n".encode())
+        with pytest.raises(ConnectionError):  # noqa: PT012 (any of them may be the one)
+            for _ in range(1024):
+                conn.sendall(b"X-More: " + b"x" * 8192 + b"\r\n")
+            assert not read_all(conn)
+            raise ConnectionError
 
 
 def test_large_uploads_to_unlisted_hosts_have_no_limit(

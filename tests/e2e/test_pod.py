@@ -370,6 +370,21 @@ def test_https_is_routed_for_a_client_that_trusts_the_proxys_authority(
     assert_entry(pod.proxy.entry(), host="api.openai.com", status=200, request_model="small")
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_host_may_be_written_with_a_dot_at_its_end_and_in_any_case(pod: Pod, scheme: str) -> None:
+    """It is no name for a certificate: the provider is called by its own."""
+    url = f"{scheme}://api.openai.com/v1/chat/completions"
+    trust = ("--cacert", pod.ours)
+    assert pod.ask(url, *trust, "-H", "Host: API.OpenAI.com.", model="small")["model"] == "small"
+    call = pod.outside.openai.call()
+    assert call.header("host") == "api.openai.com"
+    assert_entry(pod.proxy.entry(), status=200)
+    # By HTTP/2, mitmproxy takes such a name for a fault of the protocol.
+    refused = pod.ask(url, *trust, "--http1.1", "-H", "Host: api.openai.com..", model="small")
+    assert refused["error"]["code"] == "ambiguous_host"
+    assert_entry(pod.proxy.entry(), status=400, attempts=[])
+
+
 def test_a_body_that_cannot_be_routed_is_refused(pod: Pod) -> None:
     url = "http://dashscope.aliyuncs.com"
     answer = pod.names.curl("--data", "{", "-w", "%{http_code}", url)
@@ -424,6 +439,24 @@ def test_the_proxys_own_connections_are_not_redirected(pod: Pod) -> None:
     )
     assert refused.endswith("401")
     pod.outside.openai.call()
+
+
+@pytest.mark.parametrize("host", ["api.openai.com", "unlisted.example"])
+def test_who_dials_the_proxys_own_port_gets_nothing(
+    pod: Pod, family: FamilyName, host: str
+) -> None:
+    """Neither the pod's keys, nor a proxy that connects to itself again and again."""
+    address = namespaces.POD.of(family)
+    address = f"[{address}]" if ":" in address else address
+    url = f"http://{address}:{PROXY_PORT}/v1/models"
+    named = ("-H", f"Host: {host}", "--max-time", "5")
+    closed = r"curl: \((52|56)\)"
+    with pytest.raises(OSError, match=closed):
+        run("ip", "netns", "exec", pod.names.outside, "curl", "--disable", "-sS", *named, url)
+    for uid in (APP, PROXY):
+        with pytest.raises(OSError, match=closed):
+            pod.names.curl(*named, url, uid=uid)
+    pod.proxy.says(f"to the proxy's own port {PROXY_PORT}")
 
 
 def test_check_finds_the_proxy(started: Pod) -> None:

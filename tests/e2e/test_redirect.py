@@ -662,7 +662,31 @@ def test_check_finds_a_running_proxy(listening: Namespaces) -> None:
     assert done.stdout == (
         "ok: 192.0.2.1:80 arrived at port 15001, where the proxy listens\n"
         "ok: [2001:db8::1]:80 arrived at port 15001, where the proxy listens\n"
+        "ok: 192.0.2.1:443 arrived at port 15001, where the proxy listens\n"
+        "ok: [2001:db8::1]:443 arrived at port 15001, where the proxy listens\n"
     )
+
+
+@root
+def test_check_fails_where_one_port_is_not_redirected(listening: Namespaces) -> None:
+    listening.apply("-o", "443")
+    done = listening.redirect("check")
+    assert done.returncode == 1
+    assert "ok: 192.0.2.1:80" in done.stdout
+    assert ":443" in done.stderr
+    assert listening.redirect("check", "-o", "443").returncode == 0
+
+
+@root
+def test_applying_again_puts_the_jump_first_again(listening: Namespaces) -> None:
+    listening.apply("--backend", "iptables")
+    run(
+        *("ip", "netns", "exec", listening.pod, "iptables", "-t", "nat", "-I", "OUTPUT", "1"),
+        *("-p", "tcp", "--dport", "443", "-j", "ACCEPT"),
+    )
+    assert listening.redirect("check").returncode == 1
+    listening.apply("--backend", "iptables")
+    assert listening.redirect("check").returncode == 0
 
 
 @root

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pointsman.demo.provider import Reply
@@ -130,6 +131,44 @@ def test_rules_that_vanish_stay_live(start_proxy: StartProxy, openai: Far, tmp_p
     write_rules(tmp_path / "away", manifest(openai, "new"))
     (tmp_path / "away").rename(rules)
     eventually(lambda: model_now(proxy) == "new", what="the new rules", within=PROMPTLY + 1)
+
+
+def unlink(rules: Path) -> None:
+    (rules / "rules.yaml").unlink()
+
+
+def replace_by_an_empty_one(rules: Path) -> None:
+    rules.rename(rules.with_name("away"))
+    rules.mkdir()
+
+
+def comment_all_out(rules: Path) -> None:
+    (rules / "rules.yaml").write_text("# nothing\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("empty", [unlink, replace_by_an_empty_one, comment_all_out])
+def test_a_folder_without_any_rules_is_a_bad_change(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, empty: Callable[[Path], None]
+) -> None:
+    """With no rules, requests would reach the provider unrouted, with the client's own key."""
+    rules = write_rules(tmp_path / "rules", manifest(openai, "old"))
+    proxy = start_proxy(rules, "--set", "llm_admin=127.0.0.1:0")
+    empty(rules)
+    proxy.expect_error("the rules were not reloaded, the last good ones stay")
+    proxy.expect_error("no LLMProvider or LLMRoute is left in it")
+    assert model_now(proxy) == "old"
+    ready = httpx.get(f"http://{proxy.admin}/readyz", trust_env=False).json()
+    assert ready["warnings"] == ["the last change of the rules was refused: see /config"]
+    write_rules(rules, manifest(openai, "new"))
+    eventually(lambda: model_now(proxy) == "new", what="the new rules", within=PROMPTLY + 1)
+
+
+def test_a_start_with_an_empty_folder_is_told(start_proxy: StartProxy, tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    proxy = start_proxy(tmp_path / "rules", "--set", "llm_admin=127.0.0.1:0")
+    ready = httpx.get(f"http://{proxy.admin}/readyz", trust_env=False).json()
+    assert ready["ready"]
+    assert ready["warnings"] == ["no rules: nothing is routed"]
 
 
 def test_a_request_under_way_ends_on_the_rules_it_began_with(

@@ -37,7 +37,7 @@ from tests.e2e.harness import (
     trusting,
     write_rules,
 )
-from tests.e2e.sidecar import Sidecar, StartSidecar, is_alive
+from tests.e2e.sidecar import PROGRAM, Sidecar, StartSidecar, is_alive
 
 pytestmark = [
     pytest.mark.e2e,
@@ -233,6 +233,45 @@ def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
     sidecar.wait_until_ready()
 
 
+def test_a_worker_that_hangs_is_killed_and_starts_again(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    impatient = (
+        "from pointsman.sidecar import watchdog, workers; watchdog._EVERY_SECONDS = 0.2;"
+        " workers._SECONDS = 1.0;"
+    )
+    sidecar = start_sidecar(rules, program=f"{impatient} {PROGRAM}")
+    (worker,) = sidecar.workers()
+    os.kill(worker, signal.SIGSTOP)
+    sidecar.expect_error("worker 1 hangs: it has not answered 6 times; killing it")
+    sidecar.expect_error("worker 1 was killed by SIGKILL; it starts again in 0 s")
+    sidecar.wait_for("worker 1 serves", count=2)
+    assert not is_alive(worker)
+    with sidecar.client() as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    openai.call()
+
+
+def test_a_worker_that_hangs_is_told_before_a_probe_gives_up(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    (worker,) = sidecar.workers()
+    os.kill(worker, signal.SIGSTOP)
+    ready = sidecar.ask("/readyz")
+    os.kill(worker, signal.SIGCONT)
+    assert (ready.status_code, ready.json()["reasons"]) == (503, ["worker 1 does not answer"])
+
+
+def test_the_limit_of_open_files_is_the_hard_one(start_sidecar: StartSidecar, rules: Path) -> None:
+    few = ("sh", "-c", 'ulimit -Sn 256; ulimit -Hn 700; exec "$@"', "sh")
+    sidecar = start_sidecar(rules, "--allow-root", prefix=few)
+    for pid in (sidecar.pid, *sidecar.workers()):
+        limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii")
+        (line,) = [each for each in limits.splitlines() if each.startswith("Max open files")]
+        assert line.split()[3:5] == ["700", "700"]
+
+
 def test_the_supervisors_death_is_the_workers(
     start_sidecar: StartSidecar, rules: Path, own_confdir: Path
 ) -> None:
@@ -295,6 +334,25 @@ def test_sigterm_lets_streams_end_and_takes_no_more(
     assert_entry(entry, status=200, flags=[], stream=True)
 
 
+def test_a_soft_drain_outlives_a_worker(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules)
+    assert sidecar.ask("/drain?soft=true", "POST").status_code == 202
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_error("worker 1 was killed by SIGKILL")
+    sidecar.wait_for("worker 1 serves", count=2)
+
+    def asked_to_come_again() -> bool:
+        with sidecar.client() as client:
+            answer = client.post(URL, json=chat(model="small"))
+        assert said(answer)
+        return bool(answer.headers.get("connection") == "close")
+
+    eventually(asked_to_come_again, what="an answer that closes its connection")
+    openai.calls(len(openai.provider.calls))
+
+
 def refused(sidecar: Sidecar) -> bool:
     try:
         connect(sidecar.address).close()
@@ -312,23 +370,41 @@ def test_sigterm_before_the_first_worker_serves_ends_it(own_confdir: Path, rules
     assert not sidecar.logged("worker 1 serves")
 
 
-def test_a_second_sigterm_kills(start_sidecar: StartSidecar, rules: Path, openai: Far) -> None:
+def test_a_second_sigterm_cuts_every_stream_and_logs_it(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
     held = Held()
-    openai.provider.replies.append(held.reply())
-    sidecar = start_sidecar(rules)
-    with (
-        sidecar.client() as client,
-        client.stream("POST", URL, json=chat(model="small", stream=True)) as answer,
-    ):
-        pieces = answer.iter_raw()
-        next(pieces)
+    openai.provider.replies += [held.reply() for _ in range(5)]
+    sidecar = start_sidecar(rules, "--workers", "2")
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(5):
+            client = stack.enter_context(sidecar.client())
+            asked = client.stream("POST", URL, json=chat(model="small", stream=True))
+            streams.append(stack.enter_context(asked).iter_raw())
+            next(streams[-1])
         sidecar.send(signal.SIGTERM)
-        sidecar.wait_for("draining")
+        sidecar.wait_for("draining: the workers")
+        eventually(lambda: refused(sidecar), what="both workers draining")
         sidecar.send(signal.SIGTERM)
-        with pytest.raises(httpx.RemoteProtocolError):
-            for _ in pieces:
-                pass
+        for pieces in streams:
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
     held.go_on.set()
+    sidecar.assert_ended(0)
+    assert len(entries(sidecar)) == 5
+    for entry in entries(sidecar):
+        assert_entry(entry, status=200, flags=["LR"], error="stopped")
+
+
+def test_a_second_sigterm_kills_a_worker_that_hangs(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    os.kill(sidecar.workers()[0], signal.SIGSTOP)
+    sidecar.send(signal.SIGTERM)
+    sidecar.wait_for("draining")
+    sidecar.send(signal.SIGTERM)
     sidecar.assert_ended(128 + signal.SIGKILL)
 
 

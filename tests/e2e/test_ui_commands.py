@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pointsman.demo.provider import Reply
 from tests.e2e.conftest import KEYS
 from tests.e2e.harness import Far, chat, eventually, llm_route, said, to, write_rules
 from tests.e2e.mitmweb import Web
@@ -119,6 +120,16 @@ def test_usage_is_that_of_the_log(web: Web, openai: Far) -> None:
     prompt = sum(entry["request_prompt_tokens"] for entry in entries)
     completion = sum(entry["request_completion_tokens"] for entry in entries)
     assert row[:5] == ["openai", entries[0]["response_model"], "3", str(prompt), str(completion)]
+
+
+def test_a_table_is_fit_for_a_terminal(web: Web, openai: Far) -> None:
+    openai.provider.replies.append(Reply.json({"error": {"message": "no"}}, status=404))
+    with web.proxy.client() as client:
+        client.post(URL, json=chat(model="m\x1b[31m\n"))
+    web.proxy.entry()
+    _, row = rows(web, "llm.usage")
+    assert row[1].startswith("m")
+    assert row[1].isprintable()
 
 
 def test_reload_takes_new_rules_over_or_says_what_is_wrong(web: Web, rules: Path) -> None:

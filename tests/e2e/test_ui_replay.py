@@ -5,18 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from mitmproxy.utils.emoji import emoji
 
 from pointsman.demo.provider import Provider
 from pointsman.demo.server import ThreadedServer
-from tests.e2e.conftest import KEYS, StartProxy
+from pointsman.proxy.showing import MARKERS
+from tests.e2e.conftest import KEYS
 from tests.e2e.harness import (
-    DEADLINE,
     LOOPBACK,
     Far,
     Json,
-    Proxy,
     assert_entry,
     chat,
     closed_port,
@@ -26,44 +25,25 @@ from tests.e2e.harness import (
     said,
     write_rules,
 )
+from tests.e2e.mitmweb import Web
 
 pytestmark = pytest.mark.e2e
 
 URL = "https://api.openai.com/v1/chat/completions"
 OWN = "sk-own-0123456789"
-# A forged request could not have both: mitmweb only compares them.
-TOKEN = {"x-xsrftoken": "same", "cookie": "_mitmproxy_xsrf=same"}
 
 
-class Web:
-    """A mitmweb, and its REST interface."""
+def replay(web: Web, flow: str) -> Json:
+    """Replay a flow and return it when it has ended."""
+    web.post(f"/flows/{flow}/replay")
 
-    def __init__(self, proxy: Proxy, api: httpx.Client) -> None:
-        self.proxy = proxy
-        self.api = api
+    def ended() -> Any:
+        (shown,) = (one for one in web.api.get("/flows").json() if one["id"] == flow)
+        over = (shown.get("response") or {}).get("timestamp_end") or shown.get("error")
+        return shown if over and " ms" in shown["comment"] else None
 
-    def flows(self) -> list[Json]:
-        flows: list[Json] = self.api.get("/flows").json()
-        return flows
-
-    def act(self, flow: str, action: str) -> None:
-        assert self.api.post(f"/flows/{flow}/{action}", headers=TOKEN).status_code == 200
-
-    def change(self, flow: str, change: Json) -> None:
-        answer = self.api.put(f"/flows/{flow}", json=change, headers=TOKEN)
-        assert answer.status_code == 200, answer.text
-
-    def replay(self, flow: str) -> Json:
-        """Replay a flow and return it when it has ended."""
-        self.act(flow, "replay")
-
-        def ended() -> Any:
-            (shown,) = (one for one in self.flows() if one["id"] == flow)
-            over = (shown.get("response") or {}).get("timestamp_end") or shown.get("error")
-            return shown if over and " ms" in shown["comment"] else None
-
-        found: Json = eventually(ended, what="the replay has ended")
-        return found
+    found: Json = eventually(ended, what="the replay has ended")
+    return found
 
 
 @pytest.fixture
@@ -78,21 +58,9 @@ def rules(tmp_path: Path, openai: Far, accounted: Far) -> Path:
 
 
 @pytest.fixture
-def web(start_proxy: StartProxy, rules: Path) -> Iterator[Web]:
-    port = closed_port()
-    proxy = start_proxy(
-        rules,
-        *("--no-web-open-browser", "--web-host", LOOPBACK, "--web-port", str(port)),
-        *("--set", "web_password=letmein"),
-        program="mitmweb",
-    )
-    with httpx.Client(
-        base_url=f"http://{LOOPBACK}:{port}",
-        headers={"authorization": "Bearer letmein"},
-        trust_env=False,
-        timeout=DEADLINE,
-    ) as api:
-        yield Web(proxy, api)
+def web(confdir: Path, rules: Path) -> Iterator[Web]:
+    with Web(confdir, rules, env=KEYS) as web:
+        yield web
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -104,8 +72,8 @@ def test_a_replay_is_routed_with_the_providers_key(
         assert client.post(URL, json=chat(model="m", stream=stream)).status_code == 200
     openai.calls(1)
     first = web.proxy.entry()
-    (flow,) = web.flows()
-    again = web.replay(flow["id"])
+    (flow,) = web.flows(1)
+    again = replay(web, flow["id"])
     assert again["response"]["status_code"] == 200
     (call,) = openai.calls(1)
     assert call.header("authorization") == f"Bearer {KEYS['OPENAI_API_KEY']}"
@@ -123,12 +91,12 @@ def test_a_replay_to_a_provider_that_takes_the_clients_key_has_it_again(
     with web.proxy.client(headers={"authorization": f"Bearer {OWN}"}) as client:
         assert said(client.post(url, json=chat(model="m")))
     accounted.calls(1)
-    (flow,) = web.flows()
+    (flow,) = web.flows(1)
     assert OWN not in str(flow)
-    web.replay(flow["id"])
-    web.act(flow["id"], "duplicate")
-    (copy,) = (one for one in web.flows() if one["id"] != flow["id"])
-    web.replay(copy["id"])
+    replay(web, flow["id"])
+    web.post(f"/flows/{flow['id']}/duplicate")
+    (copy,) = (one for one in web.flows(2) if one["id"] != flow["id"])
+    replay(web, copy["id"])
     for call in accounted.calls(2):
         assert call.header("authorization") == f"Bearer {OWN}"
         assert call.path.endswith(f"?key={OWN}")
@@ -140,9 +108,9 @@ def test_what_is_edited_before_a_replay_counts(web: Web, openai: Far) -> None:
     with web.proxy.client() as client:
         assert said(client.post(URL, json=chat("first", model="m")))
     openai.calls(1)
-    (flow,) = web.flows()
-    web.change(flow["id"], {"request": {"content": '{"model": "other", "messages": []}'}})
-    web.replay(flow["id"])
+    (flow,) = web.flows(1)
+    web.put(flow, request={"content": '{"model": "other", "messages": []}'})
+    replay(web, flow["id"])
     (call,) = openai.calls(1)
     assert b'"other"' in call.body
     assert [entry["request_model"] for entry in web.proxy.logged(2)] == ["m", "other"]
@@ -157,11 +125,33 @@ def test_a_replay_that_fails_or_is_refused_does_not_hold_up_the_next(
         assert client.post(URL, content=b"{").status_code == 400
         assert said(client.post(URL, json=chat(model="m")))
     openai.calls(1)
-    flows = {flow["response"]["status_code"]: flow["id"] for flow in web.flows()}
+    flows = {flow["response"]["status_code"]: flow["id"] for flow in web.flows(3)}
     for status in (502, 400, 200):
-        assert web.replay(flows[status])["response"]["status_code"] == status
+        assert replay(web, flows[status])["response"]["status_code"] == status
     openai.calls(1)
     assert [entry["status"] for entry in web.proxy.logged(6)] == [502, 400, 200] * 2
+
+
+def test_a_replay_shows_its_own_outcome(web: Web, openai: Far) -> None:
+    with web.proxy.client() as client:
+        assert client.post(URL, content=b"{").status_code == 400
+    (flow,) = web.flows(1)
+    assert flow["marked"] == emoji[MARKERS["refused"]]
+    web.post(f"/flows/{flow['id']}/duplicate")
+    (copy,) = (one for one in web.flows(2) if one["id"] != flow["id"])
+    for one in (flow, copy):
+        web.put(one, request={"content": '{"model": "other", "messages": []}'})
+        again = replay(web, one["id"])
+        assert again["marked"] == emoji[MARKERS["routed"]]
+        assert "openai · other" in again["comment"]
+        assert "malformed" not in again["comment"]
+    openai.calls(2)
+    web.put(flow, comment="mine", marked=":grapes:")
+    web.put(flow, request={"content": "{"})
+    web.post(f"/flows/{flow['id']}/replay")
+    web.proxy.logged(4)
+    (again,) = (one for one in web.flows(2) if one["id"] == flow["id"])
+    assert (again["comment"], again["marked"]) == ("mine", emoji[":grapes:"])
 
 
 def test_other_hosts_are_replayed_as_mitmproxy_does(web: Web) -> None:
@@ -170,9 +160,9 @@ def test_other_hosts_are_replayed_as_mitmproxy_does(web: Web) -> None:
         url = f"http://{LOOPBACK}:{server.port}/v1/chat/completions"
         assert said(client.post(url, json=chat(model="m")))
         other.calls.clear()
-        (flow,) = web.flows()
+        (flow,) = web.flows(1)
         # It passed unread; mitmproxy replays only what has a body.
-        web.change(flow["id"], {"request": {"content": json.dumps(chat(model="m"))}})
-        web.act(flow["id"], "replay")
+        web.put(flow, request={"content": json.dumps(chat(model="m"))})
+        web.post(f"/flows/{flow['id']}/replay")
         eventually(lambda: other.calls or None, what="the replayed call")
     web.proxy.assert_no_more_entries()

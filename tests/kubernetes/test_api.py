@@ -173,3 +173,53 @@ def test_a_status_is_merged_and_a_conflict_told(cluster: Cluster) -> None:
     with pytest.raises(ApiError) as conflict:
         ask(lambda api: api.patch_status(where, old))
     assert conflict.value.status == 409
+
+
+def test_a_server_that_does_not_answer_at_first_is_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._FIND_SECONDS", 0.2)
+    cluster.hold()
+    with pytest.raises(AwayError, match="does not answer in time"):
+        ask(lambda api: api.list(PODS))
+
+
+def test_a_watch_that_never_begins_is_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._ANSWER_SECONDS", 0.2)
+
+    async def work(api: Api) -> None:
+        await api.list(PODS)
+        cluster.hold()
+        await first_events(api)
+
+    with pytest.raises(AwayError, match="does not answer in time"):
+        ask(work)
+
+
+@pytest.mark.parametrize("depth", [5000, 50_000])
+def test_an_answer_that_is_too_deep_is_called_so(cluster: Cluster, depth: int) -> None:
+    body = '{"metadata": {"resourceVersion": "1"}, "items": [' + "[" * depth + "]" * depth + "]}"
+    cluster.refuse(200, path="pods", body=body)
+    with pytest.raises(ApiError, match="nested too deep"):
+        ask(lambda api: api.list(PODS))
+
+
+def test_a_cancellation_that_was_swallowed_is_heeded(cluster: Cluster) -> None:
+    """As anyio swallows it now and then while it connects."""
+
+    async def swallowing(api: Api) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await api.list(PODS)
+
+    async def work(api: Api) -> bool:
+        task = asyncio.ensure_future(swallowing(api))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert ask(work)

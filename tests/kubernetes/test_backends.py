@@ -42,6 +42,7 @@ POOL = Backend("inference.networking.k8s.io/v1", "InferencePool", "default", "vl
             None,
             ("vllm.default.svc.cluster.local", 8000),
         ),
+        ({"clusterIP": [], "ports": [{"port": 1}]}, 1, ("vllm.default.svc.cluster.local", 1)),
         ({"ports": [{"port": 1}]}, None, ("vllm.default.svc.cluster.local", 1)),
         ({"type": "ExternalName", "externalName": "llm.example"}, 80, ("llm.example", 80)),
     ],
@@ -59,6 +60,8 @@ def test_the_address_of_a_service(
         ({"ports": [{"port": 1}, {"port": 2}]}, None, "has the ports 1, 2, and none is named http"),
         ({}, None, "has no ports, and none is named http; write port in the backendRef"),
         ({"ports": [{"port": "80"}]}, None, "has a port that can't be"),
+        ({"ports": 7}, None, "has no ports, and none is named http"),
+        ({"type": "ExternalName", "externalName": {}}, 80, "has no externalName"),
         ({"ports": [{"port": 99999}]}, None, "has a port that can't be"),
     ],
 )
@@ -98,6 +101,9 @@ def test_both_versions_of_a_pool_are_read(
         {"selector": {"a": "b"}},
         {"selector": {"a": "b"}, "targetPortNumber": 0},
         {"selector": "a=b", "targetPorts": [5]},
+        {"selector": {"a": "b"}, "targetPorts": 7},
+        {"selector": {"a": ["b"]}, "targetPortNumber": 1},
+        {"selector": {"matchLabels": 5}, "targetPortNumber": 1},
     ],
 )
 def test_a_pool_that_says_too_little_selects_nothing(spec: dict[str, object]) -> None:
@@ -238,3 +244,64 @@ def test_at_the_start_what_can_not_be_read_is_left_for_later(
     backends.read_once(table(backends, SERVICE), 10)
     assert "the backends of the rules could not be read yet: it can't be reached" in caplog.text
     assert backends.fault(SERVICE) == "not read yet"
+    # As a proxy without the API calls it.
+    assert backends.endpoints(SERVICE).addresses == (("vllm.default.svc.cluster.local", 80),)
+    assert backends.endpoints(POOL).addresses == ()
+
+
+def test_one_namespace_does_not_take_the_watches_of_the_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.backends._MOST_WATCHES", 5)
+    greedy = [Backend("v1", "Service", "a", f"s{n:03}", 8000) for n in range(101)]
+    many_pools = [Backend(POOL.api, POOL.kind, "b", name) for name in ("p1", "p2")]
+    cluster.apply(service("vllm", "10.0.0.1", http=8000))
+
+    async def work(backends: ClusterBackends) -> None:
+        live = table(backends, *greedy, *many_pools, SERVICE)
+        backends.keep(live)
+        await until(lambda: backends.endpoints(SERVICE).addresses == (("10.0.0.1", 8000),))
+        left = backends.endpoints(greedy[-1])
+        assert (left.addresses, left.fault) == ((("s100.a.svc.cluster.local", 8000),), None)
+        assert backends.fault(many_pools[1]) == (
+            "not read: the rules name too many servers in the cluster"
+        )
+        assert "100 of them are not watched" in backends.faults[-1]
+        await until(lambda: len(cluster.watching) == 4)
+        backends.keep(table(backends, SERVICE))
+        assert backends.faults == ()
+        await until(lambda: len(cluster.watching) == 1)
+
+    follow(work, *greedy, *many_pools, SERVICE)
+    assert len([m for m in caplog.messages if "are not watched" in m]) == 1
+
+
+def test_the_pods_of_another_selector_are_no_longer_called(cluster: Cluster) -> None:
+    cluster.apply(pool("vllm", 8000, app="vllm"), pod("a", "10.0.0.1", app="vllm"))
+
+    async def work(backends: ClusterBackends) -> None:
+        endpoints = backends.endpoints(POOL)
+        await until(lambda: endpoints.addresses == (("10.0.0.1", 8000),))
+        cluster.refuse(403, path="app%3Dnew")
+        await asyncio.to_thread(cluster.apply, pool("vllm", 8000, app="new"))
+        await until(lambda: endpoints.addresses == ())
+        assert endpoints.fault
+        assert endpoints.fault.startswith("its pods can't be read: it answers 403")
+        (told,) = backends.faults
+        assert told.startswith("InferencePool default/vllm: it answers 403")
+        cluster.trouble(None)
+        await asyncio.to_thread(cluster.apply, pod("b", "10.0.0.2", app="new"))
+        await until(lambda: endpoints.addresses == (("10.0.0.2", 8000),) and not backends.faults)
+
+    follow(work, POOL)
+
+
+def test_one_backend_that_is_refused_at_the_start_does_not_keep_the_others(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.apply(service("vllm", "10.0.0.1", http=8000))
+    cluster.refuse(403, path="inferencepools")
+    backends = ClusterBackends()
+    backends.read_once(table(backends, POOL, SERVICE), 10)
+    assert backends.endpoints(SERVICE).addresses == (("10.0.0.1", 8000),)
+    assert "the InferencePool default/vllm could not be read yet: it answers 403" in caplog.text

@@ -5,8 +5,9 @@
 
 import copy
 import os
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import kubernetes_validate
 import pytest
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 
 from pointsman.kubernetes import sidecar
 from pointsman.kubernetes.manifests import ManifestError
-from pointsman.kubernetes.settings import STATUS, SWITCH
+from pointsman.kubernetes.settings import (
+    _TAKEN,
+    LLM_OPTIONS,
+    STATUS,
+    SWITCH,
+    Settings,
+    SettingsError,
+)
+from pointsman.proxy.options import declare
 from tests.kubernetes.injecting import (
     GOLDEN,
     KUBECTL,
@@ -527,3 +536,60 @@ def test_what_may_not_be_as_wanted_is_told(text: str, warning: str) -> None:
     (told,) = injection.warnings
     assert told.startswith("document 1, line 1: Pod/shell: ")
     assert warning in told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"set": ["mode=regular"]}, "mode can't be set"),
+        ({"set": ["confdir=/x"]}, "confdir can't be set"),
+        ({"set": ["listen_port=9"]}, "use proxy-port"),
+        ({"set": ["llm_rules=/x"]}, "use rules-configmap"),
+        ({"set": ["llm_admin=off"]}, "llm_admin can't be set"),
+        ({"set": ["llm_health=off"]}, "the pod's probes ask there"),
+        ({"set": ["llm_drain_timeout=500s"]}, "it follows grace-period"),
+        ({"set": ["llm_unknwon=deny"]}, 'did you mean "llm_unknown"'),
+        ({"proxy_port": 15020}, "use another"),
+        ({"proxy_port": 15021}, "use another"),
+        ({"exclude_ports": "80,443"}, "nothing would be redirected"),
+        ({"memory_limit": "1Mi"}, "can't start"),
+        ({"memory_limit": "100000k"}, "can't start"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        Settings.of({"image": "pointsman:1", **options})
+
+
+def test_every_option_of_the_addon_can_be_set_or_is_said_elsewhere() -> None:
+    class Loader:
+        names: ClassVar[set[str]] = set()
+
+        def add_option(self, name: str, *_: Any) -> None:
+            self.names.add(name)
+
+    loader: Any = Loader()
+    declare(loader)
+    assert loader.names == LLM_OPTIONS | {name for name in _TAKEN if name.startswith("llm_")}
+
+
+def test_a_list_of_one_kind_is_opened_too() -> None:
+    inner = yaml.safe_load(case("deployment"))
+    text = yaml.safe_dump({"apiVersion": "apps/v1", "kind": "DeploymentList", "items": [inner]})
+    assert len(injected(text).injected) == 1
+
+
+def test_a_variable_that_leads_beside_our_files_stays_the_users() -> None:
+    own_pod = yaml.safe_load(case("pod"))
+    own = {"name": "SSL_CERT_FILE", "value": "/var/run/pointsman/trust/mine.pem"}
+    own_pod["spec"]["containers"][0]["env"] = [own]
+    once = injected(yaml.safe_dump(own_pod)).text
+    assert injected(once).text == once
+    assert "trust/mine.pem" in once
+
+
+def test_a_port_of_another_protocol_does_not_clash() -> None:
+    listening = yaml.safe_load(case("pod"))
+    ports = [{"containerPort": 15021, "protocol": "UDP"}]
+    listening["spec"]["containers"][0]["ports"] = ports
+    assert injected(yaml.safe_dump(listening)).injected

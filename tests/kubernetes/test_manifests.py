@@ -335,3 +335,34 @@ def test_fields_are_made_where_they_are_missing_or_null() -> None:
         mapping(value, "c")
     one.changed = True
     assert write("a:\nb: 1\nc: []\n", [one]) == "a:\n  x: text\nb: 1\nc: []\nd:\n- z\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("1337", 1337),
+        ("0o2471", 1337),
+        ("02471", 1337),
+        ("0x539", 1337),
+        ("1_337", 1337),
+        ("+1337", 1337),
+        ("1337.0", 1337),
+        ("1.337e3", 1337),
+        ("!!int 1337", 1337),
+        ('!!int "1337"', 1337),
+        ("22:17", None),
+        ("'1337'", None),
+        ("13.37", None),
+        ("x", None),
+        ("1e999", None),
+    ],
+)
+def test_a_number_is_read_as_kubectl_reads_it(written: str, number: int | None) -> None:
+    (one,) = read(f"a: {written}\n")
+    assert number_at(one.value, "a") == number
+
+
+@pytest.mark.parametrize("written", ["true", "Yes", "on", "y", '!!bool "true"', "!!bool yes"])
+def test_a_truth_is_read_as_kubectl_reads_it(written: str) -> None:
+    (one,) = read(f"a: {written}\n")
+    assert true_at(one.value, "a")

@@ -176,6 +176,76 @@ def test_a_copy_that_can_not_be_written_is_told_once(
     assert "give the proxy a confdir that it can write to" in caplog.text
 
 
+def test_a_damaged_copy_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "copy.json"
+    copy = Copy(file, "kubernetes:")
+    copy.write({"LLMProvider a/p": provider("p"), "LLMRoute a/r": route("r", "llm.test")})
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    assert list(copy.read() or ()) == ["LLMProvider a/p", "LLMRoute a/r"]
+    damaged: list[Any] = [[], None, {}, 0, [5], whole["objects"][:1], [*whole["objects"], 5]]
+    damaged.append([{**whole["objects"][0], "spec": {}}, whole["objects"][1]])
+    for objects in damaged:
+        file.write_text(json.dumps({**whole, "objects": objects}), encoding="utf-8")
+        assert copy.read() is None
+
+
+def test_a_start_with_a_damaged_copy_fails_as_without_one(cluster: Cluster, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    cluster.apply(provider("p"))
+    of(copy=copy).load()
+    cluster.stop()
+    text = copy.read_text(encoding="utf-8")
+    copy.write_text(text.replace("p.test", "q.test"), encoding="utf-8")
+    with pytest.raises(LoadError, match="there is no copy"):
+        of(copy=copy).load()
+
+
+def test_a_copy_that_can_not_be_made_leaves_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Copy(tmp_path / "copy.json", "kubernetes:")
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    copy.write({"p": {"spec": deep}})
+    assert list(tmp_path.iterdir()) == []
+    assert "the copy of the rules can't be written" in caplog.text
+
+
+@pytest.mark.parametrize("depth", [100, 900])
+def test_an_object_that_is_too_deep_is_refused_alone(
+    cluster: Cluster, tmp_path: Path, depth: int
+) -> None:
+    deep = "[" * depth + "]" * depth
+    values = {"set": {"x": json.loads(deep)}}
+    odd = provider("odd", configs={"defaultConfig": {"openAIConfig": {"params": values}}})
+    listed = {"metadata": {"resourceVersion": "5"}, "items": [odd, provider("p")]}
+    cluster.refuse(200, path="llmproviders", body=json.dumps(listed))
+    rules = of(copy=tmp_path / "copy.json")
+    loaded = rules.load()
+    assert loaded.providers == ("p",)
+    closed = loaded.table.lookup("odd.test")
+    assert closed
+    assert closed.rules[0].fault
+    assert rules.faults == (
+        "LLMProvider a/odd: spec: it is nested deeper than 64 levels; flatten it",
+    )
+    assert "LLMProvider a/p" in (Copy(tmp_path / "copy.json", "kubernetes:").read() or {})
+
+
+def test_a_namespace_without_objects_is_told(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = of("tpyo")
+    rules.load()
+    told = "kubernetes:tpyo: no LLMProvider or LLMRoute in it: nothing is routed"
+    assert told in caplog.text
+    assert [fault[: len(told)] for fault in rules.faults] == [told]
+    cluster.apply(provider("p", at="tpyo"))
+    rules.load()
+    assert rules.faults == ()
+
+
 def test_an_empty_cluster_is_a_copy_too(tmp_path: Path) -> None:
     copy = Copy(tmp_path / "copy.json", "kubernetes:")
     copy.write({})
@@ -266,6 +336,53 @@ def test_one_kind_that_is_not_known_yet_holds_the_rules_back(cluster: Cluster) -
         await until(lambda: live.providers("llm.test") == ["p"])
 
     follow(of(), work)
+
+
+def test_a_list_with_nothing_in_it_is_not_believed(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An API server that was restored, or is another one, must not make all pass unrouted."""
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    rules = of()
+    rules.load()
+
+    def nothing(request: web.BaseRequest) -> web.Response | None:
+        if request.query.get("watch") == "true":
+            return None
+        found = {"kind": "List", "metadata": {"resourceVersion": "0"}, "items": []}
+        return web.json_response(found)
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        await do(cluster, route("r", "other.test"))
+        await until(lambda: live.providers("other.test") == ["p"])
+        before = len(live.tables)
+        cluster.trouble(nothing)
+        cluster.compact()
+        await asyncio.to_thread(cluster.cut)
+        await until(lambda: any("suddenly lists no" in fault for fault in rules.faults))
+        assert len(live.tables) == before
+        cluster.trouble(None)
+        await do(cluster, provider("p"), route("r", "new.test"))
+        await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
+
+    follow(rules, work)
+    assert len([m for m in caplog.messages if "suddenly lists no" in m]) == 1
+
+
+def test_who_deletes_the_last_object_means_it(cluster: Cluster) -> None:
+    cluster.apply(provider("p"))
+    rules = of()
+    rules.load()
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        await asyncio.to_thread(cluster.delete, "LLMProvider", "p", "a")
+        await until(lambda: live.tables)
+        assert live.tables[-1].providers == ()
+        assert not rules.faults
+
+    follow(rules, work)
 
 
 # --- what the objects are told --------------------------------------------------------------------
@@ -391,7 +508,20 @@ def test_a_status_that_can_not_be_written_holds_nothing_up(
         await until(lambda: len(patches(cluster)) >= 2)
 
     follow(of(writes_status=True), work)
-    assert len([m for m in caplog.messages if "could not be written" in m]) == 1
+    told = [m for m in caplog.messages if "could not be written" in m]
+    assert len(told) == 2, "once for each kind"
+
+
+def test_one_refused_status_does_not_hold_up_the_others(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), provider("q"), route("r", "llm.test"))
+    cluster.refuse(422, path="llmproviders/p/status")
+
+    async def work(live: Live) -> None:
+        await until(lambda: statuses(cluster, "LLMRoute", "r") == GOOD)
+        await until(lambda: statuses(cluster, "LLMProvider", "q") == GOOD)
+
+    follow(of(writes_status=True), work)
+    assert statuses(cluster, "LLMProvider", "p") == {}
 
 
 def test_who_was_faster_is_not_overwritten(

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from pointsman.kubernetes import watching
-from pointsman.kubernetes.api import Api, Collection, Object
+from pointsman.kubernetes.api import Api, AwayError, Collection, Object
 from pointsman.kubernetes.watching import Watched
-from tests.kubernetes.cluster import Cluster, pod
+from tests.kubernetes.cluster import DEADLINE, Cluster, pod
 from tests.kubernetes.conftest import beside, until
 
 PODS = Collection("v1", "pods", "default")
@@ -236,3 +236,52 @@ def test_a_server_that_ends_each_watch_at_once_is_asked_ever_more_seldom(
     assert max(pauses[:3]) < 0.2
     assert min(pauses[20:]) >= 15
     assert max(pauses) <= 30
+
+
+def test_a_watch_that_was_cancelled_ends_though_the_cancellation_was_swallowed() -> None:
+    class Swallowing(Api):
+        async def list(self, collection: Collection) -> tuple[list[Object], str]:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise AwayError("it can't be reached") from None
+            raise AssertionError
+
+    async def whole() -> bool:
+        watched = Watched(Swallowing(), PODS, address, lambda: None)
+        task = asyncio.ensure_future(watched.run())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=DEADLINE)
+        return task.cancelled()
+
+    assert asyncio.run(whole())
+
+
+def test_what_can_not_be_dealt_with_is_a_fault_and_no_end(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.apply(pod("a", "10.0.0.1"))
+    odd = [1]
+
+    def read(value: Object) -> str | None:
+        if odd:
+            raise TypeError("odd")
+        return address(value)
+
+    async def whole() -> None:
+        api = Api()
+        watched = Watched(api, PODS, read, lambda: None)
+
+        async def work() -> None:
+            await until(lambda: watched.fault and "can't be used (TypeError)" in watched.fault)
+            odd.clear()
+            await until(lambda: ips(watched) == ["10.0.0.1"] and not watched.fault)
+
+        try:
+            await beside(watched.run(), work)
+        finally:
+            await api.close()
+
+    asyncio.run(whole())
+    assert "what the Kubernetes API says can't be used" in caplog.text

@@ -14,6 +14,12 @@ def parse(stream: bytes, *, step: int | None = None, max_event: int = 1000) -> l
     return [*events, Event(parser.pending)] if parser.pending else events
 
 
+def told(events: list[Event]) -> list[tuple[str, bytes]]:
+    """Return names and data; events without data that follow each other count as one."""
+    named = [(event.event, event.data) for event in events]
+    return [one for n, one in enumerate(named) if one != ("", b"") or named[n - 1 : n] != [one]]
+
+
 CASES = [
     (b"data: a\n\n", [("", b"a")]),
     (b"data:a\n\n", [("", b"a")]),
@@ -27,7 +33,7 @@ CASES = [
     (b"data: a\r\n\r\ndata: b\r\n\r\n", [("", b"a"), ("", b"b")]),
     (b"data: a\r\rdata: b\r\r", [("", b"a"), ("", b"b")]),
     (b"data: a\r\n\ndata: b\n\r\n", [("", b"a"), ("", b"b")]),
-    (b"\n\ndata: a\n\n\n", [("", b""), ("", b""), ("", b"a"), ("", b"")]),
+    (b"\n\ndata: a\n\n\n", [("", b""), ("", b"a"), ("", b"")]),
     (b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", [("", b"a"), ("", b"")]),
     (b"\xef\xbb\xbfdata: a", [("", b"a")]),
     (b"data: a\n\ndata: b", [("", b"a"), ("", b"b")]),
@@ -44,7 +50,7 @@ def test_events_follow_the_specification_whichever_way_the_stream_is_cut(
     stream: bytes, expected: list[tuple[str, bytes]], step: int | None
 ) -> None:
     events = parse(stream, step=step)
-    assert [(event.event, event.data) for event in events] == expected
+    assert told(events) == expected
     assert b"".join(event.raw for event in events) == stream
 
 
@@ -58,6 +64,19 @@ def test_an_event_is_given_out_with_its_blank_line() -> None:
 
 def test_a_comment_is_given_out_without_waiting_for_the_next_event() -> None:
     assert Parser().feed(b": keep-alive\n\n") == [Event(b": keep-alive\n\n")]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r", b"\r\n"])
+def test_a_run_of_blank_lines_is_one_event_whatever_its_length(blank: bytes) -> None:
+    lines = blank * 3_000_000
+    events = parse(lines)
+    assert b"".join(event.raw for event in events) == lines
+    assert len(events) <= 2  # a CR at the end is held back
+    parser = Parser()
+    events = parser.feed(b"data: a" + lines + b": c\n\ndata: b\n" + lines)
+    assert [event.data for event in events if event.data] == [b"a", b"b"]
+    assert len(events) <= 5
+    assert events[0].raw == b"data: a" + blank * 2
 
 
 @pytest.mark.parametrize("step", [None, 1, 7])

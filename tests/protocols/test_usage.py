@@ -34,3 +34,13 @@ def test_nothing_known_is_no_usage() -> None:
 def test_the_sum_of_unknowns_is_unknown() -> None:
     assert sum_counts(None, "x") is None
     assert sum_counts(None, 2, 0) == 2
+
+
+@pytest.mark.parametrize("value", [2**41, 10**400, 1e308, float("inf"), float("nan"), -1, True])
+def test_what_no_call_can_have_used_is_unknown(value: float) -> None:
+    assert count(value) is None
+
+
+def test_a_whole_float_is_a_count() -> None:
+    assert count(12.0) == 12
+    assert count(12.5) is None

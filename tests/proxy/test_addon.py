@@ -65,6 +65,7 @@ def test_it_is_lazy_unless_the_user_says_otherwise(caplog: pytest.LogCaptureFixt
         context.options.add_option("connection_strategy", str, "eager", "")
         context.master.addons.add(addon)
         assert context.options.connection_strategy == "lazy"
+        assert context.options.tcp_timeout > 365 * 24 * 3600
         with caplog.at_level(logging.WARNING):
             context.options.update(connection_strategy="eager")
         assert "connection_strategy=eager breaks routing" in caplog.text

@@ -62,6 +62,18 @@ def test_an_authority_is_taken_apart(authority: str, host: str, port: int | None
     assert (host_of(authority), port_of(authority)) == (host, port)
 
 
+def test_a_host_with_two_dots_at_its_end_is_refused() -> None:
+    around = context()
+    assert refusal("LLM.test.", around=around) is None
+    assert refusal("llm.test..", around=around) is AmbiguousHostError
+    assert refusal("other.test", around=context("llm.test..")) is AmbiguousHostError
+    made = request()
+    made.data.host = "llm.test.."
+    found = claim(TABLE, made, around, HTTPMode.regular)
+    assert found
+    assert isinstance(found[2], AmbiguousHostError)
+
+
 @pytest.mark.parametrize(
     ("around", "names"),
     [

@@ -9,11 +9,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import pytest
 from mitmproxy import options, optmanager
+from mitmproxy.addonmanager import AddonManager
 from mitmproxy.addons import clientplayback, default_addons
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver, Servers
+from mitmproxy.addons.script import Script, ScriptLoader
 from mitmproxy.addons.termlog import TermLogHandler
 from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
@@ -184,6 +187,15 @@ def test_every_addon_that_is_removed_when_idle_is_a_default_addon() -> None:
     assert set(tuning._NEEDED) - names == {"dumper"}  # mitmdump adds that one itself
 
 
+def test_a_script_is_registered_whenever_it_is_loaded() -> None:
+    source = inspect.getsource(Script.loadscript)
+    assert source.index("addons.remove(self.ns)") < source.index("addons.register(ns)")
+    source = inspect.getsource(ScriptLoader.configure)
+    assert "addons.remove(a)" in source
+    assert "addons.register(s)" in source
+    assert parameters(AddonManager._iter_hooks) == ["self", "addon", "event"]
+
+
 def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> None:
     source = inspect.getsource(http_layer._http1)
     for message in (
@@ -195,6 +207,24 @@ def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> No
     ):
         assert message in source
         assert tuning._QUOTING.search(f"1.2.3.4:5: {message}: b'sk-secret'")
+
+
+def test_trailers_are_put_where_mitmproxys_http1_ends_a_message() -> None:
+    http1 = http_layer._http1
+    for function in (http1.Http1Server.send, http1.Http1Client.send):
+        assert parameters(function) == ["self", "event"]
+        assert 'SendData(self.conn, b"0\\r\\n\\r\\n")' in inspect.getsource(function)
+    reading = inspect.getsource(http1.Http1Connection.read_body)
+    assert "self.body_reader(self.buf)" in reading
+    assert "self.body_reader.read_eof()" in reading
+    assert reading.index("if h11_event.headers") < reading.index("self.ReceiveEndOfMessage")
+    assert "connections.setdefault(self.context.client" in inspect.getsource(
+        HttpLayer._handle_event
+    )
+    for maker in (HttpLayer, http_layer.HttpClient):
+        assert "Http1Client(" in inspect.getsource(maker._handle_event)
+    event = h11.EndOfMessage(headers=[("X-Sum", "1")])
+    assert event.headers.raw_items() == [(b"X-Sum", b"1")]
 
 
 def test_a_drain_finds_listeners_connections_and_what_moved_last() -> None:

@@ -9,7 +9,7 @@ from pointsman.config.credentials import CredentialError, KeyFile, Literal
 from pointsman.config.table import CallConfig, Route, RoutingTable, Rule, Target
 from pointsman.errors import KeyMissingError
 from pointsman.proxy import keys as keys_module
-from pointsman.proxy.keys import Keys, no_key, routes
+from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.router import Router
 from pointsman.routing.request import Body, ClientRequest
 
@@ -59,6 +59,26 @@ def test_a_missing_key_is_told_once_until_it_is_back(
     assert told[1][1] == "the key of the provider a is back: it is called again"
 
 
+def test_another_reason_is_told(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys, keyed = Keys(), target("a", file)
+    file.unlink()
+    assert not keys.available(keyed)
+    file.mkdir()
+    assert not keys.available(keyed)
+    file.rmdir()
+    for written in ("", "one\ntwo", "Bearer sk-x", "k" * 70_000):
+        file.write_text(written)
+        for _ in range(2):
+            assert not keys.available(keyed)
+    file.unlink()
+    file.symlink_to(file)
+    assert not keys.available(keyed)
+    wanted = ["No such file", "not a file", "empty", "one line", "Bearer", "64 KiB", "symbolic"]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == len(wanted)
+    assert all(words in text for words, text in zip(wanted, told, strict=True)), told
+
+
 def test_a_target_without_a_credential_needs_none() -> None:
     assert Keys().available(Target(provider="a", host="a.test"))
     assert Keys().available(Target(provider="a", host="a.test", config=CallConfig()))
@@ -105,7 +125,7 @@ def test_several_are_named_each_once(file: Path) -> None:
 def test_a_route_of_several_names_is_looked_at_once() -> None:
     one = route("one", target("a"))
     found = RoutingTable(exact={"one": one, "one.default": one}, wildcards=((".one", one),))
-    assert list(routes(found)) == [one]
+    assert list(found.routes()) == [one]
 
 
 # --- as the router has it -------------------------------------------------------------------------

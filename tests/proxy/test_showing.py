@@ -8,7 +8,7 @@ from mitmproxy.utils.emoji import emoji
 from pointsman.config.credentials import Literal
 from pointsman.config.table import CallConfig, Route, Rule, Target
 from pointsman.proxy.router import Decision
-from pointsman.proxy.showing import CUT, MARKERS, WAY, Showing, is_ours, marked_by_person
+from pointsman.proxy.showing import COMMENT, CUT, MARKERS, WAY, Showing, is_ours, marked_by_person
 from pointsman.routing.planning import Plan
 from pointsman.routing.request import Body, ClientRequest
 from pointsman.routing.rewriting import rewrite
@@ -44,6 +44,7 @@ def test_comment_marker_and_metadata_tell_the_decision(flow: HTTPFlow) -> None:
     assert flow.comment == "all → p · m · 1000 ms"
     assert flow.marked == MARKERS["routed"]
     assert flow.metadata == {
+        COMMENT: flow.comment,
         "llm_api": "openai-chat",
         "llm_outcome": "routed",
         "llm_route": "r",
@@ -86,6 +87,33 @@ def test_what_a_person_has_written_or_marked_stays(flow: HTTPFlow) -> None:
     assert not marked_by_person(flow)
     flow.marked = ""
     assert not marked_by_person(flow)
+
+
+def replayed(flow: HTTPFlow) -> HTTPFlow:
+    """Return the flow as a file gives it back, when it is sent once more."""
+    loaded: HTTPFlow = flow.copy()
+    loaded.set_state(flow.get_state())
+    loaded.is_replay = "request"
+    return loaded
+
+
+def test_a_replay_shows_its_own_outcome(flow: HTTPFlow) -> None:
+    Showing(flow, full=True).update(finished(error="no_route", flags=["NR"]), DECISION)
+    again = replayed(flow)
+    showing = Showing(again, full=True)
+    assert (again.comment, again.marked, again.metadata) == ("", "", {})
+    showing.update(finished(), DECISION)
+    assert (again.comment, again.marked) == ("all → p · 1000 ms", MARKERS["routed"])
+    assert "llm_error" not in again.metadata
+
+
+def test_what_a_person_has_written_or_marked_outlives_a_replay(flow: HTTPFlow) -> None:
+    Showing(flow, full=False).update(finished(), DECISION)
+    flow.comment, flow.marked = "look at this", ":grapes:"
+    again = replayed(flow)
+    Showing(again, full=False).update(finished(error="no_route"), DECISION)
+    assert (again.comment, again.marked) == ("look at this", ":grapes:")
+    assert again.metadata["llm_error"] == "no_route"
 
 
 def test_values_of_a_client_are_cut_to_a_line(flow: HTTPFlow) -> None:

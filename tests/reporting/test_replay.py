@@ -158,32 +158,60 @@ def test_new_refusals_fail(saved: Path, tmp_path: Path) -> None:
     assert back["changes"]["no longer refused"] == 1
 
 
-def test_har_files_are_read(tmp_path: Path) -> None:
+def har(tmp_path: Path, *entries: dict[str, Any]) -> Path:
+    path = tmp_path / "recorded.har"
+    path.write_text(json.dumps({"log": {"entries": entries}}))
+    return path
+
+
+def entry(url: str = "http://front/", **request: Any) -> dict[str, Any]:
     sent = {
         "method": "POST",
-        "url": "http://front/",
+        "url": url,
         "httpVersion": "HTTP/1.1",
         "headers": [{"name": "Host", "value": "front"}],
         "postData": {"mimeType": "application/json", "text": '{"model": "mini", "messages": []}'},
+        **request,
     }
-    got = {
-        "status": 200,
-        "statusText": "OK",
-        "httpVersion": "HTTP/1.1",
-        "headers": [],
-        "content": {"size": 2, "mimeType": "application/json", "text": "{}"},
-    }
-    entry = {
-        "startedDateTime": "2026-01-31T12:00:00.000Z",
-        "time": 5,
-        "request": sent,
-        "response": got,
-        "timings": {"send": 1, "wait": 2, "receive": 2, "connect": 1, "ssl": 1},
-    }
-    har = tmp_path / "recorded.har"
-    har.write_text(json.dumps({"log": {"entries": [entry]}}))
-    found = read(har, "--rules", rules(tmp_path, "new"))
-    assert found["outcomes"] == {"re-routed": 1}
+    return {"startedDateTime": "2026-01-31T12:00:00.000Z", "time": 5, "request": sent}
+
+
+def test_har_files_are_read(tmp_path: Path) -> None:
+    new = rules(tmp_path, "new")
+    assert read(har(tmp_path, entry()), "--rules", new)["outcomes"] == {"re-routed": 1}
+
+
+def test_entries_of_a_browser_that_are_no_requests_are_passed_over(tmp_path: Path) -> None:
+    odd = [entry("data:text/plain,x"), entry("blob:http://front/1"), {"request": 5}, {}, 7]
+    found = read(har(tmp_path, *odd, entry()), "--rules", rules(tmp_path, "new"))  # type: ignore[arg-type]
+    assert (found["requests"], found["skipped"]) == (1, 5)
+
+
+def test_a_body_that_was_left_out_is_unknown(tmp_path: Path) -> None:
+    without = [
+        entry(postData={"mimeType": "multipart/form-data", "params": []}, bodySize=500),
+        entry(postData={}, headers=[{"name": "Content-Length", "value": "500"}]),
+    ]
+    found = read(har(tmp_path, *without), "--rules", rules(tmp_path, "new"))
+    assert found["outcomes"] == {"unknown": 2}
+
+
+def test_a_capture_without_requests_is_no_success(tmp_path: Path) -> None:
+    new = rules(tmp_path, "new")
+    empty = run(har(tmp_path), "--rules", new)
+    assert (empty.exit_code, "no HTTP request" in empty.output) == (2, True)
+    (tmp_path / "empty.mitm").write_bytes(b"")
+    assert run(tmp_path / "empty.mitm", "--rules", new).exit_code == 2
+
+
+def test_in_absolute_form_the_request_line_counts_as_in_the_proxy(tmp_path: Path) -> None:
+    flow = request("http://192.0.2.1/v1/chat/completions")
+    flow.client_conn.sni = None
+    flow.request.headers["host"] = "front"
+    path = tmp_path / "one.mitm"
+    with path.open("wb") as file:
+        FlowWriter(file).add(flow)
+    assert read(path, "--rules", rules(tmp_path, "new"))["outcomes"] == {"untouched": 1}
 
 
 def test_faults_say_what_and_where(saved: Path, tmp_path: Path) -> None:

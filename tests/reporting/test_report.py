@@ -206,3 +206,47 @@ def test_the_timeline_loses_nothing_and_is_bounded(seconds: list[int]) -> None:
     steps = report.timeline.steps
     assert sum(counts["east"] for counts in steps.values()) == len(seconds)
     assert len(steps) <= TIMELINE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"cost_usd": 10**400},
+        {"cost_usd": -1.0},
+        {"cost_usd": float("nan")},
+        {"cost_usd": float("inf")},
+        {"duration_ms": 10**400},
+        {"request_prompt_tokens": 10**400},
+        {"request_prompt_tokens": -5},
+        {"request_prompt_tokens": "5"},
+        {"provider": "\ud800x"},
+        {"timestamp": "0001-01-01T00:00:00+14:00"},
+        {"timestamp": "9999-12-31T23:59:59-14:00"},
+    ],
+    ids=lambda odd: str(odd)[:40],
+)
+def test_an_odd_line_is_not_counted_and_spoils_nothing(
+    log: Path, tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    write(log, [exchange()])
+    line = json.loads(log.read_text())
+    with log.open("a") as file:
+        file.write(json.dumps({**line, **odd}) + "\n")
+    found = read(log)
+    assert (found["total"]["requests"], found["unread_lines"]) == (1, 1)
+    assert run(log).exit_code == run(log, "--html", tmp_path / "r.html").exit_code == 0
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(log: Path) -> None:
+    write(log, [exchange(request_model="\\[/foo][red]m")])
+    assert "\\[/foo][red]m" in run(log).stdout
+
+
+def test_no_key_is_needed_for_the_shares(log: Path, tmp_path: Path) -> None:
+    write(log, [exchange()])
+    rules = tmp_path / "rules.yaml"
+    configs = "configs: {defaultConfig: {openAIConfig: {model: m, apiKey: '${NO_SUCH_KEY}'}}}"
+    rules.write_text(
+        RULES.replace("spec: {host: east.test}", f"spec: {{host: east.test, {configs}}}")
+    )
+    assert read(log, "--rules", rules)["rules"][0]["configured_share"] == 0.75

@@ -291,8 +291,7 @@ def test_every_error_of_our_own_is_listed() -> None:
         if error is not RequestError and error.__module__ == errors.__name__
     }
     listed = {(_code(row[0]), row[1], _code(row[2])) for row in ERROR_TABLE.rows}
-    # The last is not a request's own error: replays from a UI do not come through the router.
-    assert listed == defined | {("replay_not_routed", "502", "")}
+    assert listed == defined
 
 
 def test_links_inside_the_reference_lead_somewhere() -> None:

@@ -29,6 +29,7 @@ class One:
         self.found = Readiness(reasons, under_way, warnings)
         self.table = table
         self.drains: list[bool] = []
+        self.options: dict[str, str] = {}
         self.hangs = False
         self.kept = Live()
         self.now = Now()
@@ -39,7 +40,7 @@ class One:
         return self.found
 
     async def config(self) -> dict[str, Any]:
-        return {"fingerprint": self.table, "liveSince": id(self)}
+        return {"fingerprint": self.table, "liveSince": id(self), "options": self.options}
 
     async def metrics(self) -> bytes:
         return b""
@@ -59,7 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s")
 
 
-def play(folder: Path, ones: Sequence[One], action: Play) -> None:
+def play(
+    folder: Path, ones: Sequence[One], action: Play, options: Mapping[str, str] | None = None
+) -> None:
     async def run() -> None:
         plan = Plan(arguments=(), listening=(), env={}, folder=folder)
         supervisor = Supervisor(len(ones), lambda _: None)
@@ -68,7 +71,7 @@ def play(folder: Path, ones: Sequence[One], action: Play) -> None:
                 server = serve(one, f"unix:{plan.admin(worker.index)}")
                 stack.push_async_callback(server.close)
                 worker.trouble = None
-            await action(Workers(supervisor, plan), supervisor)
+            await action(Workers(supervisor, plan, options), supervisor)
 
     asyncio.run(asyncio.wait_for(run(), LIMIT))
 
@@ -106,7 +109,7 @@ def test_a_worker_that_does_not_serve_is_told_with_the_reason(folder: Path) -> N
 def test_a_worker_that_hangs_costs_a_bounded_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_PROBED_SECONDS", 0.2)
     hanging = One()
     hanging.hangs = True
 
@@ -132,6 +135,15 @@ def test_workers_with_another_table_are_named(folder: Path) -> None:
         assert (found["fingerprint"], found["differingWorkers"]) == ("a", [2])
 
     play(folder, [One(), One(table="b"), One()], action)
+
+
+def test_the_options_that_are_shown_are_those_in_effect(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert (await workers.config())["options"] == {"llm_admin": ":15020", "llm_keys": "keys"}
+
+    one = One()
+    one.options = {"llm_admin": "unix:1.sock", "llm_keys": "keys"}
+    play(folder, [one], action, {"llm_admin": ":15020"})
 
 
 def test_without_a_worker_there_is_no_table_and_nothing_live(folder: Path) -> None:

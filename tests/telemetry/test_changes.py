@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from pointsman.telemetry.changes import changes, combine
+from pointsman.telemetry.changes import changes, combine, continued
 from pointsman.telemetry.exchange import Exchange
-from pointsman.telemetry.live import LAST_EXCHANGES, ROWS, SLOT_SECONDS, Live, Now, TargetNow
+from pointsman.telemetry.live import LAST_EXCHANGES, ROWS, SLOT_SECONDS, Live, Now, TargetNow, merge
 
 type Json = dict[str, Any]
 
@@ -80,3 +80,14 @@ def test_slots_may_go_by_their_time() -> None:
     before = live.snapshot()
     clock.now += 10_000
     assert changes(before, live.snapshot(before["cursor"])) == {}
+
+
+def test_a_process_that_was_silent_tells_nothing_twice() -> None:
+    one, two = Live(), Live()
+    one.record(exchange("a"))
+    two.record(exchange("b"))
+    known = merge([one.snapshot(), two.snapshot()])
+    silent = continued(known, merge([one.snapshot(known["cursor"])]))
+    assert silent["cursor"] == known["cursor"]
+    again = merge([one.snapshot(), two.snapshot()])  # one that has lost its cursor
+    assert continued(combine(known, silent), again)["exchanges"] == []

@@ -1,6 +1,11 @@
+import time
+from datetime import UTC, datetime
+
 import pytest
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import StartDateConstraint, TimeOfDateConstraint
 
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.cost import cost_usd
@@ -105,3 +110,38 @@ def test_the_price_is_the_librarys(host: str, model: str, usage: Usage) -> None:
         provider_api_url=f"https://{host}/",
     )
     assert cost(usage, model, host=host) == pytest.approx(float(library.total_price))
+
+
+def test_prices_that_go_by_the_time_of_day_are_those_of_the_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage, found = Usage(1000, 500), []
+    for hour in (12, 20, 12):
+        now = datetime(2025, 3, 4, hour, 59, 59, tzinfo=UTC)
+        monkeypatch.setattr(time, "time", now.timestamp)
+        found.append(cost(usage, "deepseek-chat", host="api.deepseek.com"))
+        library = calc_price(
+            PricedUsage(input_tokens=1000, output_tokens=500),
+            "deepseek-chat",
+            provider_api_url="https://api.deepseek.com/",
+            genai_request_timestamp=now,
+        )
+        assert found[-1] == pytest.approx(float(library.total_price))
+    assert found[0] == found[2] != found[1]
+
+
+def test_prices_change_at_whole_minutes() -> None:
+    """What is looked up for a minute holds to its end."""
+    prices = [
+        price.constraint
+        for provider in get_snapshot().providers
+        for model in provider.models
+        if isinstance(model.prices, list)
+        for price in model.prices
+    ]
+    daily = [found for found in prices if isinstance(found, TimeOfDateConstraint)]
+    dated = [found for found in prices if isinstance(found, StartDateConstraint)]
+    assert daily
+    assert dated
+    assert len(daily) + len(dated) + prices.count(None) == len(prices)
+    assert all(at.second == 0 for found in daily for at in (found.start_time, found.end_time))

@@ -1,6 +1,7 @@
 """The page's numbers: counted as the access log has them, bounded, and merged over processes."""
 
 import json
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_what_an_exchange_adds() -> None:
         "completion_tokens": 3,
         "cost_usd": 0.25,
         "without_usage": 1,
+        "without_prompt_tokens": 1,
+        "without_completion_tokens": 1,
         "without_price": 1,
     }
     rules = {(r["route"], r["rule"], r["provider"]): r["requests"] for r in seen["rules"]}
@@ -124,10 +127,22 @@ def test_what_a_client_chooses_is_bounded() -> None:
     assert seen["totals"]["requests"] == 5000
     assert sum(m["requests"] for m in seen["models"]) == 5000
     assert sum(r["requests"] for r in seen["rules"]) == 5000
+    assert sum(sum(slot["providers"].values()) for slot in seen["slots"]) == 5000
+    assert all(len(slot["providers"]) <= 101 for slot in seen["slots"])
     assert len(seen["models"]) < 300
     assert len(seen["rules"]) < 2100
     assert len(json.dumps(seen["models"])) < 200_000
     assert all(len(e["client_model"]) < 300 for e in seen["exchanges"])
+
+
+def test_a_path_of_any_length_is_kept_short() -> None:
+    live = Live()
+    made = replace(exchange(upstream_path="u" * 60_000), path="p" * 60_000, host="h" * 60_000)
+    live.record(made)
+    (shown,) = live.snapshot()["exchanges"]
+    assert [len(shown[name]) for name in ("path", "upstream_path", "host")] == [257] * 3
+    assert len(made.path) == 60_000  # others read it too
+    assert len(pickle.dumps(live._exchanges)) < 5000
 
 
 def test_slots_end_and_old_ones_go() -> None:
@@ -193,9 +208,11 @@ def test_a_cursor_survives_a_query() -> None:
     cursor = {"a1": 3, "b:2": 0}
     assert read_cursor(show_cursor(cursor)) == cursor
     assert read_cursor("") == {}
-    for text in ("a", "a:", "a:b", "a:1;b:2x"):
-        with pytest.raises(ValueError, match="invalid literal"):
+    for text in ("a", "a:", "a:b", "a:1;b:2x", "a:-1", "a:1_0", "a:\u0663", f"a:{'9' * 5000}"):
+        with pytest.raises(ValueError, match="is no count"):
             read_cursor(text)
+    with pytest.raises(ValueError, match="too many names"):
+        read_cursor(show_cursor({str(number): 1 for number in range(1000)}))
 
 
 def test_the_split_starts_anew_where_a_rule_has_other_targets() -> None:
@@ -235,3 +252,77 @@ def test_a_bucket_holds_what_is_up_to_its_bound_and_above_the_one_before(value: 
 
 def test_a_quantile_of_nothing_is_unknown() -> None:
     assert quantile({}, 0.5) is None
+
+
+def test_an_absurd_count_spoils_no_sum() -> None:
+    live = Live()
+    live.record(exchange(cost_usd=float("inf")))
+    live.record(exchange(usage=Usage(prompt_tokens=10**400, completion_tokens=3)))
+    one = live.snapshot()
+    one["totals"]["cost_usd"] = None  # as infinite numbers come out of JSON
+    assert merge([one, live.snapshot()])["totals"]["cost_usd"] == 0.25
+    assert live.snapshot()["totals"]["prompt_tokens"] == 5
+
+
+def test_refused_hosts_take_no_rows_from_the_rules() -> None:
+    live = Live()
+    live.rules_live([TargetNow("front", "split", "east"), TargetNow("late", "all", "west")])
+    for number in range(3000):
+        live.record(
+            exchange(
+                route=None, rule=None, provider=None, provider_host=None, status=403, usage=None
+            ),
+        )
+        live.record(replace(exchange(route=None, rule=None, provider=None), host=f"h{number}"))
+    live.record(exchange(route="late", rule="all", provider="west"))
+    rows = {(r["route"], r["rule"], r["provider"]): r["requests"] for r in live.snapshot()["rules"]}
+    assert rows == {("", "", ""): 6000, ("late", "all", "west"): 1}
+
+
+def test_models_that_are_used_stay_when_a_client_makes_names_up() -> None:
+    live = Live()
+    for number in range(500):
+        live.record(exchange(request_model=f"made-up-{number}"))
+        live.record(exchange(request_model="real"))
+    live.record(exchange(provider="west", request_model="quiet"))
+    models = {(m["provider"], m["model"]): m["requests"] for m in live.snapshot()["models"]}
+    assert models["east", "real"] == 500
+    assert models["west", "quiet"] == 1
+    assert models["east", "made-up-499"] == 1
+    assert sum(models.values()) == 1001
+    assert len(models) < 60
+
+
+def test_routes_of_one_name_are_told_apart_by_their_host() -> None:
+    live = Live()
+    live.rules_live([TargetNow("r", "all", "p", host=host) for host in ("a.test", "b.test")])
+    for host in ("a.test", "b.test", "b.test"):
+        live.record(exchange(route="r", rule="all", provider="p", route_host=host))
+    snapshots = [live.snapshot(), live.snapshot()]
+    assert {row["host"]: row["requests"] for row in merge(snapshots)["rules"]} == {
+        "a.test": 2,
+        "b.test": 4,
+    }
+
+
+def test_what_ends_under_a_rule_that_is_gone_brings_no_row_back() -> None:
+    live = Live()
+    live.rules_live([TargetNow("front", "renamed", "east")])
+    live.record(exchange())
+    live.record(exchange(rule="renamed", provider="gone"))
+    seen = live.snapshot()
+    assert seen["rules"] == []
+    assert seen["totals"]["requests"] == 2
+
+
+def test_a_clock_that_is_set_back_begins_new_slots() -> None:
+    clock = Clock()
+    live = Live(clock)
+    live.record(exchange())
+    clock.now -= 3600
+    for _ in range(3):
+        live.record(exchange())
+        clock.now += SLOT_SECONDS
+    slots = live.snapshot()["slots"]
+    assert [slot["providers"] for slot in slots] == [{"east": 1}] * 3
+    assert all(slot["start"] <= clock.now for slot in slots)

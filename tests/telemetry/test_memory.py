@@ -16,6 +16,7 @@ from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.chunks import ChunkTimes
 from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.exposition import DIRECTORY
+from pointsman.telemetry.live import Live
 from pointsman.telemetry.metrics import Metrics, render
 from pointsman.telemetry.reading import RulesReading
 from pointsman.telemetry.sinks import Sinks
@@ -74,6 +75,7 @@ def main() -> None:
     metrics.rules_live(RULES)
     sinks.put("access log", log.emit)
     sinks.put("metrics", metrics.record)
+    sinks.put("live", Live().record)
     exchange(0, chance)
     before = resident()
     for number in range(EXCHANGES):

@@ -64,6 +64,11 @@ def test_each_outcome_has_a_word(fields: dict[str, object], expected: Outcome | 
     assert outcome(exchange(**{"ended": 11.0, **fields})) == expected
 
 
+def test_a_client_that_left_before_any_attempt_was_not_refused() -> None:
+    left = exchange(ended=11.0, flags=["DC"], error="client disconnected")
+    assert outcome(left) == "failed"
+
+
 def test_a_way_survives_saving_and_json() -> None:
     way = way_of(FULL, SHARES, place=[Change("host", "x", "y")], body=[BodyChange("m", None, "1")])
     assert tnetstring.loads(tnetstring.dumps(way)) == way

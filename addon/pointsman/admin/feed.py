@@ -4,7 +4,7 @@
 - Who comes gets an event `state`, the whole snapshot; then, each second in which something has
   changed, a `change` to it (`telemetry.changes`), or another `state` where a change can't tell it.
 - Where nothing has changed there is a `beat` now and then, by which the page knows that the line
-  is alive.
+  is alive; and, with `failing`, that what it shows can't be brought up to date.
 - There is a bound on viewers, and on what waits for each: who does not read is cut off.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pointsman.admin.source import Source
-from pointsman.telemetry.changes import changes, combine
+from pointsman.telemetry.changes import changes, combine, continued
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +104,12 @@ class Feed:
                 self._send(frame)
                 sent = clock()
             elif clock() - sent >= _BEAT_SECONDS:
-                self._send(_frame("beat", {}))
+                self._send(self._beat())
                 sent = clock()
             await asyncio.sleep(_EVERY_SECONDS)
+
+    def _beat(self) -> bytes:
+        return _frame("beat", {"failing": True} if self._failing else {})
 
     def _send(self, frame: bytes) -> None:
         for viewer in tuple(self._viewers):
@@ -118,15 +121,19 @@ class Feed:
             found = await self._find(self._state and self._state["cursor"])
             if self._state is None:
                 self._state = found
+                self._failing = False
                 return _frame("state", found)
+            found = continued(self._state, found)
             changed = changes(self._state, found)
             self._state = combine(self._state, found)
         except Exception as error:  # noqa: BLE001 (whatever the source does wrong)
             if not self._failing:
                 # Without its message, which may quote anything.
                 logger.error("the page is not brought up to date: %s", type(error).__name__)  # noqa: TRY400
+            if self._failing:
+                return None
             self._failing = True
-            return None
+            return self._beat()
         self._failing = False
         if changed is None:
             return _frame("state", self._state)

@@ -224,6 +224,20 @@ def _refuse_taken(path: Path) -> None:
     raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
+def _without_what_clients_sent(record: logging.LogRecord) -> bool:
+    """Leave out of tornado's own log what it quotes of a request, in its words or a traceback."""
+    if isinstance(record.msg, str) and record.msg.startswith("Malformed HTTP message"):
+        sender = record.args[0] if isinstance(record.args, tuple) and record.args else "?"
+        record.msg, record.args = "malformed HTTP message from %s", (sender,)
+    if record.exc_info and record.exc_info[0]:
+        record.msg = f"{record.msg} ({record.exc_info[0].__name__})"
+        record.exc_info = record.exc_text = None
+    return True
+
+
+logging.getLogger("tornado.general").addFilter(_without_what_clients_sent)
+
+
 class _BoundedServer(HTTPServer):
     """tornado's server with a bound on connections."""
 
@@ -351,6 +365,8 @@ class _Health(Handler):
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish("ok\n")
 
+    head = get  # tornado leaves the body out
+
 
 class _Ready(Handler):
     async def get(self) -> None:
@@ -364,11 +380,15 @@ class _Ready(Handler):
         }
         self.write_json(answer, 200 if found.ready else 503)
 
+    head = get
+
 
 class _Config(Handler):
     async def get(self) -> None:
         """The live table."""
         self.write_json(await self.source.config())
+
+    head = get
 
 
 class _Drain(Handler):
@@ -387,6 +407,8 @@ class _Metrics(Handler):
         page = await self.source.metrics()
         self.set_header("Content-Type", METRICS_TYPE)
         self.finish(page)
+
+    head = get
 
 
 class _Live(Handler):
@@ -474,7 +496,12 @@ class _Asset(Handler):
 def _is_local(host: str, names: frozenset[str]) -> bool:
     """Tell whether a Host is an address or one of these names; the port does not matter."""
     name = host.strip().lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.rpartition(":")[0] or name
+    if name.startswith("["):
+        name, _, port = name[1:].partition("]")
+        if not re.fullmatch(r"(?::\d{0,5})?", port):
+            return False
+    else:
+        name = name.rpartition(":")[0] or name
     try:
         ip_address(name)
     except ValueError:

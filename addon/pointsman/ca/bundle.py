@@ -69,7 +69,9 @@ def write_bundle(directory: Path, authority: Authority, roots: Path | None = Non
     certificates = {**_certificates(source, _read(source)), **dict(_decoded(ours))}
     pem = b"".join(block + b"\n" for block in certificates.values())
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            directory.chmod(0o755)  # whatever the umask: applications have another user
         replace_file(directory / OURS, ours, 0o644)
         replace_file(directory / BUNDLE, pem, 0o644)
         replace_file(directory / JAVA, _java_trust_store(certificates), 0o644)

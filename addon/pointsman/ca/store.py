@@ -69,6 +69,7 @@ def ensure(
     given = read_secret(secret) if secret is not None else None
     known = given or _kept(confdir)
     if known is not None and not _missing(confdir, known):
+        _restrict(confdir / AUTHORITY)
         return confdir / CERTIFICATE  # the usual restart; the directory may be read-only
     try:
         confdir.mkdir(parents=True, exist_ok=True)
@@ -192,6 +193,20 @@ def _in_place(path: Path) -> Authority | None:
         return parse(pem, pem) if pem else None
     except AuthorityError:
         return None
+
+
+def _restrict(key: Path) -> None:
+    """Take from others what they may do with the key, should someone have let them."""
+    if not key.stat().st_mode & 0o077:
+        return
+    try:
+        key.chmod(0o600)
+    except OSError as error:
+        logger.warning(
+            "%s: others may read the CA's key, and it can't be changed (%s)", key, error.strerror
+        )
+    else:
+        logger.warning("%s: others could read the CA's key; its mode is 0600 again", key)
 
 
 def _missing(confdir: Path, authority: Authority) -> dict[str, tuple[bytes, int]]:

@@ -63,6 +63,8 @@ def replay(  # noqa: PLR0913 (what a replay can be asked for)
             fail(f"{path} can't be read ({error.strerror})", 2)
         except ValueError as error:
             fail(f"{path} can't be read: {error}", 2)
+    if not tried.total:
+        fail(f"no HTTP request in {', '.join(map(str, flows))}", 2)
     _print(tried, skipped, as_json=as_json)
     refused = tried.changes["newly refused"] if against else tried.outcomes["refused"]
     changed = tried.total - tried.changes["same"] if against else 0

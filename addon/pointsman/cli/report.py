@@ -44,7 +44,7 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
 
         kubectl logs deploy/shop -c pointsman | pointsman report - --html report.html
     """
-    table = load_rules(rules, labels, gateway).table if rules else None
+    table = load_rules(rules, labels, gateway, without_keys=True).table if rules else None
     shares = showing.configured_shares(table) if table else {}
     found = Report()
     for log in logs:

@@ -79,7 +79,7 @@ def run(  # noqa: PLR0913 (one for each option)
 
         pointsman run --rules rules -p 8080
 
-        pointsman run --mode transparent@15001 --set llm_labels=/etc/podinfo/labels
+        pointsman run --mode transparent@127.0.0.1:15001 --mode transparent@::1:15001
 
         pointsman run --sidecar --workers auto --rules /etc/pointsman/rules
     """

@@ -7,14 +7,14 @@ what it matches. A mirror that does not apply is left out too.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import re2
 
 from pointsman.config.backends import CHAT_PATH, DEFAULT_SERVICE_PORT, Backend, Backends
 from pointsman.config.calls import Provider
-from pointsman.config.problems import Location, Problem
+from pointsman.config.problems import Location, Problem, shown_value
 from pointsman.config.references import (
     DEFAULT_NAMESPACE,
     Manifest,
@@ -221,8 +221,9 @@ class _RouteCompiler:
         """Return the provider of a host, or warn that what refers to it is left out."""
         if provider := self._providers.get(host or ""):
             return provider
+        name = "this provider" if shown_value(host) == "this" else f"the provider {host}"
         message = (
-            f"the provider {host} does not apply to this workload (see its workloadSelector), so"
+            f"{name} does not apply to this workload (see its workloadSelector), so"
             f" {what} is left out here"
         )
         self.warnings.append(self._document.problem(location, message))
@@ -315,7 +316,32 @@ def _excluded(match: Match, instance: Instance) -> str | None:
     return None
 
 
+_PRESENT = "present"
+
+# Whose values may be keys: `routing.rewriting.CREDENTIAL_HEADERS`, and cookies.
+_SECRET_HEADERS = frozenset(
+    {
+        "api-key",
+        "api_key",
+        "authorization",
+        "cookie",
+        "ocp-apim-subscription-key",
+        "proxy-authorization",
+        "x-amz-security-token",
+        "x-api-key",
+        "x-goog-api-key",
+    }
+)
+
+
 def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
+    condition = _told_condition(kind, name, match)
+    if kind != "header" or name.lower() not in _SECRET_HEADERS or condition.text == _PRESENT:
+        return condition
+    return replace(condition, text=f"{condition.text.partition(' ')[0]} a value that is not shown")
+
+
+def _told_condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
     if match.exact is not None:
         return Condition(kind, name, match.exact.__eq__, f"= {match.exact}")
     if match.prefix is not None:
@@ -323,7 +349,7 @@ def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
         return Condition(kind, name, lambda v: v.startswith(prefix), f"starts with {prefix}")
     if match.regex is not None:
         return Condition(kind, name, _full_match(match.regex), f"matches {match.regex}")
-    return Condition(kind, name, lambda _: True, "present")
+    return Condition(kind, name, lambda _: True, _PRESENT)
 
 
 def _full_match(pattern: str) -> Callable[[str], bool]:

@@ -117,7 +117,11 @@ class KeyFile:
             if identity == self._identity:
                 return
             with self._path.open(encoding="utf-8") as file:
-                secret = file.read(_MAX_KEY_FILE)
+                secret = file.read(_MAX_KEY_FILE + 1)
+            if len(secret) > _MAX_KEY_FILE:
+                raise CredentialError(
+                    f"the key file {self._path} is larger than 64 KiB; give the key's own"
+                )
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise KeyUnavailableError(

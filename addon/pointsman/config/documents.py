@@ -19,6 +19,8 @@ from pointsman.config.problems import Location, Problem, field_path, shown_name
 from pointsman.config.yaml_values import TAG, Builder, DefectError, Entries, Loader, line_of
 
 _MAX_BYTES = 4 * 1024 * 1024
+# How deep the values of an object may be nested: far more than a body for a provider needs.
+MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,3 +252,20 @@ def _syntax(error: yaml.YAMLError, text: str) -> tuple[int | None, str]:
     return index + 1, (
         f"this is not YAML: {error.problem}{context}; check indentation, colons and quotes here"
     )
+
+
+def bounded(value: Any, depth: int = MAX_DEPTH + 1) -> Any:
+    """Return a value of JSON without what is nested deeper than this, so that all may walk it."""
+    if isinstance(value, dict):
+        return {k: bounded(v, depth - 1) for k, v in value.items()} if depth else None
+    if isinstance(value, list):
+        return [bounded(v, depth - 1) for v in value] if depth else None
+    return value
+
+
+def is_too_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Tell whether a value is nested deeper than this."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return not depth or any(is_too_deep(v, depth - 1) for v in inner)

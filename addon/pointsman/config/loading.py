@@ -223,7 +223,7 @@ def load_objects(
     closed = {
         host: f"{name} is at fault: its status, or the log, says why"
         for name in refused
-        if name not in chosen
+        if name not in chosen and _may_apply(documents[name], instance)
         for host in _hosts(documents[name], instance.namespace)
     }
     table = with_closed(loaded.table, closed)
@@ -237,6 +237,32 @@ def _age(value: Object) -> tuple[str, str, str]:
     named = metadata if isinstance(metadata, dict) else {}
     made, namespace, name = map(named.get, ("creationTimestamp", "namespace", "name"))
     return str(made), str(namespace), str(name)
+
+
+def _may_apply(document: Document, instance: Instance) -> bool:
+    """Tell whether an object at fault may be for this instance: unless it says that it is not.
+
+    What its matches say is not looked at: a good route has its host even where none can match.
+    """
+    if not instance.has(_labels(document.at("spec", "workloadSelector", "labels"))):
+        return False
+    return document.kind != "LLMRoute" or _may_serve(document.at("spec", "gateways"), instance)
+
+
+def _labels(value: Any) -> Mapping[str, str]:
+    """Return those labels of an object at fault that can be read."""
+    if not isinstance(value, dict):
+        return {}
+    return {k: v for k, v in value.items() if isinstance(v, str)}
+
+
+def _may_serve(gateways: Any, instance: Instance) -> bool:
+    """Tell whether gateways may be served here: they are, or can't be read."""
+    if gateways is None:
+        return instance.serves(())
+    if not isinstance(gateways, list) or not all(isinstance(name, str) for name in gateways):
+        return True
+    return instance.serves(gateways)
 
 
 def _hosts(document: Document, home: str) -> tuple[str, ...]:

@@ -13,6 +13,13 @@ from dataclasses import dataclass
 type Location = tuple[str | int, ...]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+_MOST_SHOWN = 48
+_LONGEST_WORD = 20
+_WORD = re.compile(r"[A-Za-z0-9_+=-]+")
+# How keys of well-known providers begin, and what stands before one in a header.
+_KEY = re.compile(r"(?i)\b(sk|pk|rk|gsk|xai|hf|ghp|glpat|akia|aiza|eyj|bearer|basic)([-_ .]|\w{8})")
+_DIGIT_AND_LETTER = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])")
+_LONG_ENOUGH_FOR_A_KEY = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,22 @@ def shown_name(name: str) -> str:
     """
     before, colon, _ = name.partition(":")
     return f"{before}:…" if colon else name
+
+
+def shown_value(value: object) -> str:
+    """Return a value as a message may repeat it; `this` for one that might be a key."""
+    if not isinstance(value, str | int | float):
+        return "this"
+    text = str(value)
+    if len(text) > _MOST_SHOWN or _KEY.search(text) or any(map(_like_a_key, _WORD.findall(text))):
+        return "this"
+    return repr(value)
+
+
+def _like_a_key(word: str) -> bool:
+    if len(word) > _LONGEST_WORD:
+        return True
+    return len(word) >= _LONG_ENOUGH_FOR_A_KEY and bool(_DIGIT_AND_LETTER.match(word))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

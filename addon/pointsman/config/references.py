@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pointsman.config.backends import INFERENCE_POOL, Backend
 from pointsman.config.documents import Document
-from pointsman.config.problems import Location, Problem, did_you_mean
+from pointsman.config.problems import Location, Problem, did_you_mean, shown_value
 from pointsman.config.resources import LLMProvider, LLMRoute, WorkloadSelector, host_name
 from pointsman.config.validation import Resource
 
@@ -227,8 +227,12 @@ def unknown_providers(manifests: Manifests) -> Iterator[Problem]:
         for host, location in _provider_hosts(route.resource):
             if host not in hosts:
                 hint = did_you_mean(host, hosts) or "; add one with that spec.host"
-                message = f"no LLMProvider has the host {host}{hint}"
+                message = f"no LLMProvider has {_named(host)}{hint}"
                 yield route.document.problem(location, message)
+
+
+def _named(host: str) -> str:
+    return "this host" if shown_value(host) == "this" else f"the host {host}"
 
 
 def _provider_hosts(route: LLMRoute) -> Iterator[tuple[str, Location]]:

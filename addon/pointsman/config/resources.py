@@ -27,6 +27,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from pointsman.config.problems import shown_value
+
 API_GROUP = "istio.alibabacloud.com"
 API_VERSION = f"{API_GROUP}/v1beta1"
 
@@ -46,13 +48,13 @@ PENDING = Marker("pending")
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\Z")
-_WITH_PORT = re.compile(r"(?P<host>.+):\d+\Z")
+_WITH_PORT = re.compile(r"(?P<host>.+):[0-9]+\Z")
 _METHOD = re.compile(r"[A-Z]+(-[A-Z]+)*\Z")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+\Z")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+\Z")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\s]+):(?P<port>\d{1,5})\Z")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\s]+):(?P<port>[0-9]{1,5})\Z")
 _MAX_PORT = 65535
 # RFC 1035, 2.3.4, as text without the trailing dot.
 _MAX_LABEL = 63
@@ -75,11 +77,10 @@ def host_name(value: str) -> str:
             " shorten it"
         )
     if not _HOST.match(host):
-        raise ValueError(f"{value!r} is not a host name; {_host_mend(host)}")
+        raise ValueError(f"{shown_value(value)} is not a host name; {_host_mend(host)}")
     if any(len(label) > _MAX_LABEL for label in host.split(".")):
         raise ValueError(
-            f"between the dots of a host name stand at most {_MAX_LABEL} characters; shorten"
-            f" {value!r}"
+            f"between the dots of a host name stand at most {_MAX_LABEL} characters; shorten it"
         )
     return host
 
@@ -95,7 +96,8 @@ def _host_mend(host: str) -> str:
     match = _WITH_PORT.match(host)
     # What stood in brackets has lost only the first of them.
     if match and (_HOST.match(match["host"]) or _is_ipv6(match["host"].removesuffix("]"))):
-        return f"write it without port: {match['host'].removesuffix(']')}"
+        bare = match["host"].removesuffix("]")
+        return f"write it without port{'' if shown_value(bare) == 'this' else f': {bare}'}"
     return "write the bare host name, without scheme, port or path, such as api.openai.com"
 
 
@@ -114,21 +116,23 @@ def parse_duration(value: object) -> float:
     """
     if isinstance(value, str) and _DURATION.match(value):
         return sum(float(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(value))
-    wrong = "it is empty" if value is None else f"{value!r} is not a duration"
+    wrong = "it is empty" if value is None else f"{shown_value(value)} is not a duration"
     raise ValueError(f"{wrong}; write a number with a unit, such as 250ms or 30s")
 
 
 def _address(value: object) -> tuple[str, int]:
     match = _ADDRESS.match(value) if isinstance(value, str) else None
     if not match or not 0 < int(match["port"]) <= _MAX_PORT:
-        raise ValueError(f"{value!r} is not an address; write host:port, such as 10.0.0.7:8443")
+        raise ValueError(
+            f"{shown_value(value)} is not an address; write host:port, such as 10.0.0.7:8443"
+        )
     return match["host"].strip("[]"), int(match["port"])
 
 
 def _path(value: str) -> str:
     plain = value.isascii() and value.isprintable() and " " not in value and "#" not in value
     if not value.startswith("/") or not plain:
-        raise ValueError(f"{value!r} is not a path; write it as /v1/chat/completions")
+        raise ValueError(f"{shown_value(value)} is not a path; write it as /v1/chat/completions")
     return value
 
 
@@ -159,8 +163,10 @@ def _regex(value: str) -> str:
     try:
         re2.compile(value, options)
     except re2.error as error:
-        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
-        raise ValueError(f"{value!r} is not an RE2 expression: {reason}") from None
+        said = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        # Behind the colon stands a part of the expression.
+        reason = said if shown_value(value) != "this" else said.partition(":")[0]
+        raise ValueError(f"{shown_value(value)} is not an RE2 expression: {reason}") from None
     return value
 
 
@@ -376,7 +382,7 @@ class OpenAIConfig(Model):
     def _star_last(cls, value: dict[str, str]) -> dict[str, str]:
         for pattern in value:
             if "*" in pattern[:-1]:
-                raise ValueError(f"{pattern!r}: * stands only at the end, as in gpt-4*")
+                raise ValueError(f"{shown_value(pattern)}: * stands only at the end, as in gpt-4*")
         return value
 
     @model_validator(mode="after")
@@ -584,8 +590,11 @@ def _matches_a_method(match: StringMatch) -> StringMatch:
     for value in filter(None, (match.exact, match.prefix)):
         if not _METHOD.match(value):
             upper = value.strip().upper()
-            mend = upper if _METHOD.match(upper) else "it in capital letters, such as POST"
-            raise ValueError(f"{value!r} is no method, so this never matches; write {mend}")
+            plain = _METHOD.match(upper) and shown_value(value) != "this"
+            mend = upper if plain else "it in capital letters, such as POST"
+            raise ValueError(
+                f"{shown_value(value)} is no method, so this never matches; write {mend}"
+            )
     return match
 
 

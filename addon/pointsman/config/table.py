@@ -179,11 +179,21 @@ class RoutingTable:
     passthrough: Hosts = NO_HOSTS
     denied: Hosts = NO_HOSTS
 
-    def targets(self) -> Iterator[Target]:
-        """Yield each target of each rule; of one route that has several hosts, each time."""
-        for route in (*self.exact.values(), *(route for _, route in self.wildcards)):
+    def routes(self) -> Iterator[Route]:
+        """Yield each route once; one answers for several forms of its host."""
+        found = (*self.exact.values(), *(route for _, route in self.wildcards))
+        yield from {id(route): route for route in found}.values()
+
+    def rules(self) -> Iterator[tuple[Route, Rule]]:
+        """Yield each rule once, with its route."""
+        for route in self.routes():
             for rule in route.rules:
-                yield from rule.targets
+                yield route, rule
+
+    def targets(self) -> Iterator[Target]:
+        """Yield each target of each rule."""
+        for _, rule in self.rules():
+            yield from rule.targets
 
     def lookup(self, host: str | None) -> Route | None:
         """Return the route that answers for a host name (any case, no port), or None."""

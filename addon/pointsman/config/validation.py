@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pointsman.config.documents import Document
+from pointsman.config.documents import MAX_DEPTH, Document, is_too_deep
 from pointsman.config.problems import Location, Problem, did_you_mean, shown_name
 from pointsman.config.resources import (
     API_VERSION,
@@ -35,6 +35,10 @@ def validate(document: Document) -> tuple[Resource | None, list[Problem]]:
         hint = did_you_mean(document.kind, KINDS) or f"; known are {' and '.join(KINDS)}"
         name = shown_name(document.kind)
         return None, [document.problem(("kind",), f'unknown kind "{name}"{hint}')]
+    for name, part in document.value.items():
+        if is_too_deep(part):
+            message = f"it is nested deeper than {MAX_DEPTH} levels; flatten it"
+            return None, [document.problem((name,), message)]
     try:
         resource = model.model_validate(document.value, by_alias=True, by_name=False)
     except ValidationError as error:

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ _MAX_EVENT = 4 * 1024 * 1024  # etcd has no object of half that size
 _MAX_ERROR = 64 * 1024
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 20.0
+# Until the cluster has been found, and until an answer begins: kr8s has no bounds of its own.
+_FIND_SECONDS = 10.0
+_ANSWER_SECONDS = 20.0
 # Watches end by themselves, not all at once, and are begun anew where they ended.
 _SHORTEST_WATCH = 240
 _LONGEST_WATCH = 480
@@ -206,7 +209,8 @@ class Api:
             if self._client is None:
                 self._client = await _connected()
             client = self._client
-        async with client.call_api(
+        heed_cancellation()
+        asked = client.call_api(
             method,
             version=collection.api,
             namespace=collection.namespace,
@@ -214,8 +218,22 @@ class Api:
             stream=True,
             timeout=httpx.Timeout(_CONNECT_SECONDS, read=seconds),
             **more,
-        ) as response:
+        )
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                response = await stack.enter_async_context(asked)
+            heed_cancellation()
             yield response
+
+
+def heed_cancellation() -> None:
+    """Raise CancelledError if this task has been cancelled, and something has swallowed that.
+
+    While it connects, anyio does so now and then; who then goes on keeps the process from its end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def run_apart[T](work: Coroutine[Any, Any, T]) -> T:
@@ -247,7 +265,8 @@ async def _connected() -> "Client":
     # Past the factory, which gives the same to all who ask: this one is closed when we are done.
     client = Client(bypass_factory=True)
     try:
-        await client  # finds the cluster, and asks for its version
+        async with asyncio.timeout(_FIND_SECONDS):
+            await client  # finds the cluster, and asks for its version
     except BaseException:
         await _close(client)
         raise
@@ -283,7 +302,11 @@ async def _lines(response: "httpx.Response") -> AsyncIterator[bytes]:
 def _decoded(text: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except RecursionError:
+        raise ApiError(
+            "its answer is nested too deep to be read; remove the object whose values are"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise ApiError("its answer is not JSON") from None
     if not isinstance(value, dict):
         raise ApiError("its answer is no object")

@@ -1,17 +1,27 @@
 """Services and InferencePools that rules name: their addresses, as the cluster has them.
 
 Each backend that the live rules name has a watch of its own, and an InferencePool one more for the
-pods that its selector takes. So the permissions that are needed are no wider than the names.
+pods that its selector takes. So the permissions that are needed are no wider than the names. There
+is a bound to the watches, which the namespaces of the backends share fairly. Where it does not
+suffice, and until it has been read, a Service is called by its DNS name.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any, Protocol
 
-from pointsman.config.backends import SERVICE, Address, Backend, Endpoints
+from pointsman.config.backends import (
+    DEFAULT_SERVICE_PORT,
+    SERVICE,
+    Address,
+    Backend,
+    Endpoints,
+)
 from pointsman.config.table import RoutingTable
-from pointsman.kubernetes.api import Api, ApiError, Collection, Object, run_apart
+from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Object, run_apart
 from pointsman.kubernetes.watching import Watched
 
 logger = logging.getLogger(__name__)
@@ -21,6 +31,9 @@ _PREPARE_SECONDS = 2.0
 # How long a start waits for them.
 BACKENDS_SECONDS = 5.0
 _MAX_PORT = 65535
+# httpx opens up to 100 connections.
+_MOST_WATCHES = 90
+_NOT_WATCHED = "not read: the rules name too many servers in the cluster"
 
 
 class _Say(Protocol):
@@ -34,12 +47,29 @@ class ClusterBackends:
         self._changed = changed
         self._endpoints: dict[Backend, Endpoints] = {}
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
+        self._readers: dict[Backend, _Service | _Pool] = {}
+        self._not_watched = 0
         self._api: Api | None = None
         self._holder: asyncio.Task[None] | None = None
 
     def endpoints(self, backend: Backend) -> Endpoints:
         """Return what is known of a backend, the same object each time."""
-        return self._endpoints.setdefault(backend, Endpoints(backend))
+        found = self._endpoints.get(backend)
+        if found is None:
+            found = self._endpoints[backend] = Endpoints(backend)
+            found.replace(_unread(backend), found.fault)
+        return found
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the addresses may not be what the cluster says."""
+        found = [f"{b}: {why}" for b, reader in self._readers.items() for why in reader.faults]
+        if self._not_watched:
+            found.append(
+                f"the rules name too many servers in the cluster: {self._not_watched} of them are"
+                " not watched; Services among them are called by their DNS names"
+            )
+        return tuple(found)
 
     def fault(self, backend: Backend) -> str | None:
         """Return why a backend that the rules name has no addresses; None: it has, or may yet."""
@@ -48,14 +78,14 @@ class ClusterBackends:
 
     def read_once(self, table: RoutingTable, seconds: float) -> None:
         """Read the backends of a table, before there is an event loop; what fails comes later."""
-        named = _named(table)
-        if named:
-            run_apart(self._read_all(named, seconds))
+        watched = _to_watch(table)
+        if watched:
+            run_apart(self._read_all(watched, seconds))
 
     async def prepare(self, table: RoutingTable) -> None:
         """Begin to watch what a table names that is about to go live, and wait for first words."""
         waiting = []
-        for backend in _named(table):
+        for backend in _to_watch(table):
             if backend not in self._tasks:
                 waiting.append(heard := asyncio.Event())
                 self._begin(backend, heard)
@@ -67,9 +97,16 @@ class ClusterBackends:
 
     def keep(self, table: RoutingTable) -> None:
         """Stop to watch what the live table does not name."""
-        named = _named(table)
-        for backend in [b for b in self._tasks if b not in named]:
+        named, watched = _named(table), _to_watch(table)
+        for backend in [b for b in self._tasks if b not in watched]:
             self._tasks.pop(backend).cancel()
+            del self._readers[backend]
+        for backend in named.difference(watched):
+            fault = None if backend.kind == SERVICE else _NOT_WATCHED
+            self.endpoints(backend).replace(_unread(backend), fault)
+        before, self._not_watched = self._not_watched, len(named) - len(watched)
+        if self._not_watched > before:
+            logger.warning("%s", self.faults[-1])
         for backend in [b for b in self._endpoints if b not in named]:
             del self._endpoints[backend]
 
@@ -78,6 +115,7 @@ class ClusterBackends:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self._readers.clear()
         if self._holder is not None:
             self._holder.cancel()
         self._api = self._holder = None
@@ -88,6 +126,7 @@ class ClusterBackends:
             self._api = Api()
             self._holder = loop.create_task(_held_open(self._api))
         reader = self._reader(self._api, backend, heard)
+        self._readers[backend] = reader
         self._tasks[backend] = loop.create_task(reader.run())
 
     def _reader(self, api: Api, backend: Backend, heard: asyncio.Event) -> "_Service | _Pool":
@@ -110,9 +149,15 @@ class ClusterBackends:
         try:
             async with asyncio.timeout(seconds):
                 for backend in named:
-                    await self._reader(api, backend, asyncio.Event()).fetch()
-        except (ApiError, TimeoutError) as error:
-            logger.warning("the backends of the rules could not be read yet: %s", error)
+                    try:
+                        await self._reader(api, backend, asyncio.Event()).fetch()
+                    except AwayError:
+                        raise
+                    except ApiError as error:
+                        logger.warning("the %s could not be read yet: %s", backend, error)
+        except (AwayError, TimeoutError) as error:
+            why = str(error) or "the API does not answer in time"
+            logger.warning("the backends of the rules could not be read yet: %s", why)
         finally:
             await api.close()
 
@@ -129,6 +174,37 @@ def _named(table: RoutingTable) -> set[Backend]:
     return {target.endpoints.backend for target in table.targets() if target.endpoints}
 
 
+def _to_watch(table: RoutingTable) -> list[Backend]:
+    """Return what is watched of what a table names: all of it, or of each namespace as much."""
+    left = _MOST_WATCHES
+    chosen = []
+    for backend in _in_turn(_named(table)):
+        left -= 1 if backend.kind == SERVICE else 2
+        if left < 0:
+            break
+        chosen.append(backend)
+    return chosen
+
+
+def _in_turn(named: Iterable[Backend]) -> Iterator[Backend]:
+    """Yield one backend of each namespace, then another of each, in an order that stays.
+
+    Pools first: they can't be called without being watched.
+    """
+    by_namespace = defaultdict(list)
+    for backend in sorted(named, key=lambda b: (b.kind == SERVICE, b.name, b.api, b.port or 0)):
+        by_namespace[backend.namespace].append(backend)
+    for turn in zip_longest(*(by_namespace[name] for name in sorted(by_namespace))):
+        yield from filter(None, turn)
+
+
+def _unread(backend: Backend) -> tuple[Address, ...]:
+    """Return what is called of a backend that has not been read: a Service has its DNS name."""
+    if backend.kind != SERVICE:
+        return ()
+    return ((backend.host, backend.port or DEFAULT_SERVICE_PORT),)
+
+
 # --- one backend ----------------------------------------------------------------------------------
 
 
@@ -140,6 +216,11 @@ class _Service:
         self._say = say
         where = Collection("v1", "services", backend.namespace, backend.name)
         self._objects = Watched(api, where, _spec, self._changed)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why it can't be read."""
+        return (self._objects.fault,) if self._objects.fault else ()
 
     async def run(self) -> None:
         """Watch it, until cancelled."""
@@ -168,12 +249,17 @@ class _Pool:
         self._backend = backend
         self._say = say
         where = Collection(backend.api, "inferencepools", backend.namespace, backend.name)
-        self._pools = Watched(api, where, _spec, self._pool_changed)
+        self._pools = Watched(api, where, _spec, self._pool_changed, self._failed)
         self._pods: Watched[str] | None = None
         self._ports: tuple[int, ...] = ()
         self._selector = ""
         self._running = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why they can't be read."""
+        return tuple(w.fault for w in (self._pools, self._pods) if w is not None and w.fault)
 
     async def run(self) -> None:
         """Watch them, until cancelled."""
@@ -212,7 +298,7 @@ class _Pool:
         self._stop()
         self._selector = selector
         where = Collection("v1", "pods", self._backend.namespace, labels=selector)
-        self._pods = Watched(self._api, where, ready_address, self._pods_changed)
+        self._pods = Watched(self._api, where, ready_address, self._pods_changed, self._failed)
         if self._running:
             self._task = asyncio.get_running_loop().create_task(self._pods.run())
 
@@ -220,6 +306,13 @@ class _Pool:
         if self._pods is not None and self._pods.known:
             ips = self._pods.items.values()
             self._say([(ip, port) for ip in ips for port in self._ports], None)
+
+    def _failed(self) -> None:
+        """Tell why there are no addresses. Those that another selector took are no longer its."""
+        if not self._pools.known:
+            self._say((), f"it can't be read: {self._pools.fault}")
+        elif self._pods is not None and not self._pods.known:
+            self._say((), f"its pods can't be read: {self._pods.fault}")
 
 
 def _spec(value: Object) -> Mapping[str, Any]:
@@ -233,7 +326,8 @@ def service_address(spec: Mapping[str, Any], backend: Backend) -> Address:
     Raises:
         ValueError: it does not say, or has no such port.
     """
-    ports = [port for port in spec.get("ports") or () if isinstance(port, dict)]
+    listed = spec.get("ports")
+    ports = [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
     numbers = [port.get("port") for port in ports]
     if backend.port is not None:
         chosen: object = backend.port
@@ -254,9 +348,11 @@ def service_address(spec: Mapping[str, Any], backend: Backend) -> Address:
     address = spec.get("clusterIP")
     if spec.get("type") == "ExternalName":
         address = spec.get("externalName")
-    elif address in {None, "", "None"}:  # headless: its name leads to its pods
-        address = backend.host
-    return str(address), chosen
+        if not isinstance(address, str) or not address:
+            raise ValueError(f"the {backend} has no externalName")
+    elif not isinstance(address, str) or address in {"", "None"}:
+        address = backend.host  # headless: its name leads to its pods
+    return address, chosen
 
 
 def _listed(ports: list[Any]) -> str:
@@ -273,10 +369,14 @@ def pool_selector(spec: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     """
     selector = spec.get("selector")
     labels = selector.get("matchLabels", selector) if isinstance(selector, dict) else None
-    if not isinstance(labels, dict) or not labels:
+    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+        labels = None
+    if not labels:
         raise ValueError("the InferencePool selects no pods: it has no labels in its selector")
     listed = spec.get("targetPorts")
-    ports = [p.get("number") for p in listed if isinstance(p, dict)] if listed else []
+    ports = (
+        [p.get("number") for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
+    )
     ports = ports or [spec.get("targetPortNumber")]
     numbers = tuple(p for p in ports if isinstance(p, int) and 0 < p <= _MAX_PORT)
     if not numbers:

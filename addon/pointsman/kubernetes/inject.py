@@ -101,12 +101,13 @@ def _resources(value: Value, where: str) -> list[tuple[str, dict[str, Value]]]:
     missing = [name for name in ("apiVersion", "kind") if text_at(value, name) is None]
     if missing:
         raise ManifestError(f"{where}: without {' and '.join(missing)} this is no manifest")
-    if (text_at(value, "apiVersion"), text_at(value, "kind")) != ("v1", "List"):
-        return [(where, value)]
     items = at(value, "items")
+    # A DeploymentList is one too, wherever it comes from.
+    if not ((text_at(value, "kind") or "").endswith("List") and isinstance(items, list)):
+        return [(where, value)]
     return [
         found
-        for index, item in enumerate(items if isinstance(items, list) else [])
+        for index, item in enumerate(items)
         for found in _resources(item, f"{where}, item {index + 1}")
     ]
 
@@ -228,10 +229,8 @@ def _drop(parent: dict[str, Value], name: str, names: Any) -> None:
 
 
 def _is_ours(entry: Value) -> bool:
-    value = text_at(entry, "value") or ""
-    return text_at(entry, "name") in sidecar.TRUST_VARIABLES and value.startswith(
-        f"{sidecar.TRUST}/"
-    )
+    name, value = text_at(entry, "name"), text_at(entry, "value")
+    return value is not None and sidecar.TRUST_VARIABLES.get(name or "") == value
 
 
 def _applications(spec: dict[str, Value]) -> list[dict[str, Value]]:
@@ -259,7 +258,7 @@ def _check(spec: dict[str, Value], settings: Settings) -> None:
     for container in _applications(spec):
         called = f"container {text_at(container, 'name')!r}"
         _check_user(container, called)
-        for port in mappings_at(container, "ports"):
+        for port in _tcp_ports(container):
             if (number := number_at(port, "containerPort")) in ports:
                 raise ManifestError(
                     f"{called} listens on port {number}, which the sidecar needs; change the"
@@ -268,6 +267,11 @@ def _check(spec: dict[str, Value], settings: Settings) -> None:
         for mount in mappings_at(container, "volumeMounts"):
             if (text_at(mount, "mountPath") or "").rstrip("/") == sidecar.TRUST:
                 raise ManifestError(f"{called} mounts something else at {sidecar.TRUST}")
+
+
+def _tcp_ports(container: dict[str, Value]) -> list[dict[str, Value]]:
+    ports = mappings_at(container, "ports")
+    return [port for port in ports if text_at(port, "protocol") in {None, "TCP"}]
 
 
 def _check_user(parent: dict[str, Value], called: str) -> None:

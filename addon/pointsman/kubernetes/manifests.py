@@ -45,6 +45,12 @@ _SURELY_TEXT = re.compile(
 )
 
 
+_BOOL_TAG = f"{TAG}bool"
+_NUMBER_TAGS = (f"{TAG}int", f"{TAG}float")
+_OCTAL = re.compile(r"[-+]?0[0-7]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?\Z")
+
+
 class ManifestError(Exception):
     """A manifest that can't be read or changed: the message says where and why."""
 
@@ -154,21 +160,29 @@ def text_at(value: Value, *path: str | int) -> str | None:
 
 
 def number_at(value: Value, *path: str | int) -> int | None:
-    """Return the whole number at a path as Kubernetes reads it (YAML 1.1), or None."""
+    """Return the whole number at a path as kubectl reads it, or None.
+
+    That is as Go's YAML library does: with the prefixes of other bases, a leading 0 for octal,
+    underscores, a float that is whole, and an explicit tag; but no number of base 60.
+    """
     found = at(value, *path)
-    if not isinstance(found, ScalarNode) or found.tag != _PLAIN:
+    if not isinstance(found, ScalarNode) or found.tag not in {_PLAIN, *_NUMBER_TAGS}:
         return None
+    written = found.value.replace("_", "")
+    if _OCTAL.match(written):
+        return int(written, 8)
     try:
-        number = yaml.safe_load(found.value)
-    except (yaml.YAMLError, ValueError):
-        return None
-    return number if type(number) is int else None
+        return int(written, 0)
+    except ValueError:
+        pass
+    number = float(written) if _FLOAT.match(written) else None
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def true_at(value: Value, *path: str | int) -> bool:
     """Tell whether there is a `true` at a path."""
     found = at(value, *path)
-    if not isinstance(found, ScalarNode) or found.tag != _PLAIN:
+    if not isinstance(found, ScalarNode) or found.tag not in {_PLAIN, _BOOL_TAG}:
         return False
     return found.value.lower() in {"true", "yes", "on", "y"}
 

@@ -12,10 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+from pointsman.config.documents import bounded
 from pointsman.config.loading import (
     Instance,
     Loaded,
@@ -91,6 +93,8 @@ class ClusterRules:
         self._seen: dict[str, Object] | None = None
         self._watched: list[Watched[_Found]] = []
         self._told: frozenset[str] = frozenset()
+        self._doubt: str | None = None
+        self._had_some = False
         self._wakened = asyncio.Event()
 
     def __str__(self) -> str:
@@ -101,7 +105,17 @@ class ClusterRules:
         """Why what is live may not be what the cluster says: it is away, or objects are wrong."""
         away = [w.fault for w in self._watched if w.fault]
         refused = self._loaded.refused.values() if self._loaded else ()
-        return (*away, *(str(problem) for problems in refused for problem in problems))
+        doubt = [self._doubt] if self._doubt else []
+        empty = map(str, self._nothing()) if self._loaded else ()
+        told = (str(problem) for problems in refused for problem in problems)
+        return (*away, *doubt, *empty, *told)
+
+    def _nothing(self) -> list[Problem]:
+        """Warn of a namespace that has never had an object: its name may well be misspelt."""
+        if self._had_some:
+            return []
+        message = f"no {' or '.join(KINDS)} in it: nothing is routed; check the namespace's name"
+        return [Problem(str(self), None, None, None, message)]
 
     def load(self) -> Loaded:
         """Read everything once, or the copy while the API server is away. It blocks.
@@ -172,12 +186,36 @@ class ClusterRules:
             if not all(watched.known for watched in self._watched):
                 continue
             named = self._named()
+            if self._doubts(named):
+                refused()
+                continue
             try:
                 await self._reload(named, go_live)
                 said = await writer.write(self._verdicts(named)) if writer else True
             except Exception:
                 logger.exception("the rules were not reloaded, the last good ones stay")
                 refused()
+
+    def _doubts(self, named: Mapping[str, _Found]) -> bool:
+        """Tell whether that there are no objects is doubted: then the live rules stay.
+
+        Who deletes the last object means it. A list with nothing in it, where there were some, may
+        as well be the fault of an API server that was restored or that is another one.
+        """
+        before = {rule["kind"] for rule in (self._seen or self._good).values()}
+        gone = zip(KINDS, self._watched, strict=True)
+        doubt = None
+        if not named and any(w.listed_none for kind, w in gone if kind in before):
+            doubt = (
+                f"{self}: the Kubernetes API suddenly lists no {' or '.join(KINDS)}; the last good"
+                " rules stay; create one, or restart the proxy to go on without rules"
+            )
+        if self._doubt and not doubt:
+            self._seen = None  # so that what is there now goes live, and is told
+        if doubt and doubt != self._doubt:
+            logger.error("%s", doubt)
+        self._doubt = doubt
+        return doubt is not None
 
     async def _reload(self, named: Mapping[str, _Found], go_live: GoLive) -> None:
         found = {name: f.rule for name, f in named.items()}
@@ -189,8 +227,9 @@ class ClusterRules:
     def _load(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> LoadedObjects:
         loaded = load_objects(objects.values(), good=good, instance=self._instance)
         self._seen, self._loaded, self._good = dict(objects), loaded, loaded.good
+        self._had_some = self._had_some or bool(objects)
         refused = [p for found in loaded.refused.values() for p in found]
-        problems = (*refused, *loaded.loaded.unresolved, *loaded.loaded.warnings)
+        problems = (*self._nothing(), *refused, *loaded.loaded.unresolved, *loaded.loaded.warnings)
         # Of what many people change, each word is told once and not with every change.
         for text in dict.fromkeys(map(str, problems)):
             if text not in self._told:
@@ -223,9 +262,7 @@ class ClusterRules:
                 metadata["namespace"],
                 metadata["name"],
             )
-            verdict = Verdict(
-                loaded.refused.get(name, ()), unresolved.get(name, ()), name in loaded.good
-            )
+            verdict = Verdict(loaded.refused.get(name, ()), unresolved.get(name, ()))
             verdicts.append((where, found.whole, verdict))
         return verdicts
 
@@ -305,12 +342,18 @@ def _reading(kind: str, *, whole: bool = False) -> Callable[[Object], _Found | N
             "apiVersion": API_VERSION,
             "kind": kind,
             "metadata": kept,
-            "spec": value.get("spec"),
+            "spec": bounded(value.get("spec")),
         }
         told = {n: metadata[n] for n in ("generation", "resourceVersion") if n in metadata}
-        return _Found(rule, {"metadata": told, "status": value.get("status")} if whole else {})
+        return _Found(
+            rule, {"metadata": told, "status": bounded(value.get("status"))} if whole else {}
+        )
 
     return read
+
+
+def _digest(objects: object) -> str:
+    return sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
 
 
 class Copy:
@@ -330,17 +373,19 @@ class Copy:
             content = json.loads(raw) if len(raw) <= _MAX_COPY else None
             if isinstance(content, dict) and content.get("source") == self._source:
                 objects = content["objects"]
-                return {_name(o): o for o in objects if isinstance(o, dict)} if objects else {}
+                if content["sha256"] == _digest(objects):
+                    return {_name(rule): rule for rule in objects}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
-        return None
+        return None  # not even a part of it: a host that it lacks would be let past
 
     def write(self, objects: Mapping[str, Object]) -> None:
         """Write them, at once or not at all."""
         if objects == self._written:
             return
-        content = {"source": self._source, "objects": list(objects.values())}
         try:
+            listed = list(objects.values())
+            content = {"source": self._source, "sha256": _digest(listed), "objects": listed}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # `mkstemp` makes it for the owner alone.
             number, beside = mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
@@ -348,16 +393,16 @@ class Copy:
                 with os.fdopen(number, "w", encoding="utf-8") as file:
                     json.dump(content, file)
                 Path(beside).replace(self.path)
-            except OSError:
+            except BaseException:
                 Path(beside).unlink(missing_ok=True)
                 raise
             self._written = dict(objects)
-        except OSError as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             if not self._told:
                 self._told = True
                 logger.warning(
                     "the copy of the rules can't be written to %s (%s): without the Kubernetes API"
                     " a restart will fail; give the proxy a confdir that it can write to",
                     self.path,
-                    error.strerror,
+                    error.strerror if isinstance(error, OSError) else type(error).__name__,
                 )

@@ -30,6 +30,39 @@ _QUANTITY = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i)?"
 _HOST = r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 _RULES = rf"kubernetes:({_NAME})?"
 _SETTING = r"[a-z0-9_]+=.*"
+# What `set` can't say, as the manifest says it: and where it does.
+_TAKEN = {
+    "mode": "the sidecar is transparent",
+    "confdir": "it is a volume of the sidecar's",
+    "listen_host": "the sidecar listens on loopback",
+    "listen_port": "use proxy-port",
+    "llm_rules": "use rules-configmap or rules",
+    "llm_labels": "they are the pod's own",
+    "llm_passthrough": "use passthrough-hosts",
+    "llm_admin": "the pod's hooks ask there",
+    "llm_health": "the pod's probes ask there",
+    "llm_drain_timeout": "it follows grace-period",
+}
+_ADMIN_PORTS = (15020, 15021)
+LLM_OPTIONS = frozenset(
+    {
+        "llm_access_log",
+        "llm_body_limit",
+        "llm_gateways",
+        "llm_keep_flows",
+        "llm_kubernetes",
+        "llm_metrics",
+        "llm_observe",
+        "llm_otel",
+        "llm_status",
+        "llm_unknown",
+    }
+)
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), 1)
+}
+_BYTES = re.compile(r"(?P<number>[0-9.]+)(?P<unit>[kMGT]?|[KMGT]i)\Z")
+_LEAST_MEMORY = 192 * 1024 * 1024  # the supervisor and one worker at rest
 
 
 class SettingsError(ValueError):
@@ -63,6 +96,17 @@ def _matching(pattern: str, called: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _setting(value: str) -> str:
+    name = value.partition("=")[0]
+    if value.startswith("llm_health=") and value.endswith(f":{_ADMIN_PORTS[1]}"):
+        return value  # other addresses for the same port
+    if name in _TAKEN:
+        raise ValueError(f"{name} can't be set: {_TAKEN[name]}")
+    if name.startswith("llm") and name not in LLM_OPTIONS:
+        raise ValueError(f"there is no option {name}{did_you_mean(name, LLM_OPTIONS)}")
+    return value
 
 
 def _ports(value: str) -> str:
@@ -123,7 +167,8 @@ class Settings(BaseModel):
         tuple[Annotated[str, _matching(_HOST, "a host name")], ...], BeforeValidator(_split)
     ] = ()
     set: Annotated[
-        tuple[Annotated[str, _matching(_SETTING, "name=value")], ...], BeforeValidator(_lines)
+        tuple[Annotated[str, _matching(_SETTING, "name=value"), AfterValidator(_setting)], ...],
+        BeforeValidator(_lines),
     ] = ()
     cpu_request: _Quantity = "100m"
     cpu_limit: _Quantity | None = None
@@ -135,6 +180,24 @@ class Settings(BaseModel):
     def _check_ports(self) -> Self:
         if not self.include_ports:
             raise ValueError("include-ports names no port, so that nothing would be redirected")
+        if set(self.include_ports) <= set(self.exclude_ports):
+            raise ValueError(
+                "exclude-ports names all of include-ports: nothing would be redirected"
+            )
+        if self.proxy_port in _ADMIN_PORTS:
+            raise ValueError(
+                f"proxy-port: {self.proxy_port} is the admin endpoint's or the probes'; use another"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        limit = _BYTES.match(self.memory_limit)
+        if limit and float(limit["number"]) * _UNITS[limit["unit"]] < _LEAST_MEMORY:
+            raise ValueError(
+                f"memory-limit: with {self.memory_limit} the sidecar can't start; write 256Mi or"
+                " more"
+            )
         return self
 
     @classmethod

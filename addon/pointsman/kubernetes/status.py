@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pointsman.config.problems import Problem
-from pointsman.kubernetes.api import Api, ApiError, Collection, Object, resource_version
+from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Object, resource_version
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +23,24 @@ ACCEPTED = "Accepted"
 RESOLVED = "ResolvedRefs"
 _MAX_MESSAGE = 2000
 _TOLD = ("status", "reason", "message", "observedGeneration")
+# Not what this writer has seen: another one, begun later, has seen less and would write otherwise.
+_INSTEAD = (
+    "A version that was good before stays in use where it was seen; elsewhere requests to its host"
+    " are answered with 503, unless another object has the host."
+)
 # An API server has others to serve: so long is the pause between two writes.
 _WRITE_PAUSE = 0.05
 _CONFLICT = 409
+# So many refusals in one round are enough; those objects come last in the next.
+_MOST_REFUSALS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What has been found of one object. `kept`: an older version of it is in use."""
+    """What has been found of one object."""
 
     refused: Sequence[Problem] = ()
     unresolved: Sequence[Problem] = ()
-    kept: bool = False
 
 
 def conditions(value: Object, verdict: Verdict, now: datetime) -> list[Condition] | None:
@@ -64,11 +70,7 @@ def conditions(value: Object, verdict: Verdict, now: datetime) -> list[Condition
 def _accepted(verdict: Verdict) -> dict[str, Any]:
     if not verdict.refused:
         return _condition(ACCEPTED, "True", "Accepted", "in use")
-    if verdict.kept:
-        used = "The version before stays in use."
-    else:
-        used = "Requests to its host are answered with 503, unless another object has the host."
-    return _condition(ACCEPTED, "False", "Invalid", f"{_told(verdict.refused)}. {used}")
+    return _condition(ACCEPTED, "False", "Invalid", f"{_told(verdict.refused)}. {_INSTEAD}")
 
 
 def _resolved(verdict: Verdict) -> dict[str, Any]:
@@ -97,10 +99,15 @@ class StatusWriter:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._told: set[str] = set()
+        self._refused: set[Collection] = set()
 
     async def write(self, objects: Iterable[tuple[Collection, Object, Verdict]]) -> bool:
-        """Write what has changed; each collection names its object. Tell whether all is said."""
-        for where, value, verdict in objects:
+        """Write what has changed; each collection names its object. Tell whether all is said.
+
+        One object whose status is refused does not keep the others from theirs.
+        """
+        refused: set[Collection] = set()
+        for where, value, verdict in sorted(objects, key=lambda o: o[0] in self._refused):
             found = conditions(value, verdict, datetime.now(UTC))
             if found is None:
                 continue
@@ -113,9 +120,12 @@ class StatusWriter:
             except ApiError as error:
                 if error.status != _CONFLICT:
                     self._tell(where, error)
-                    return False
+                    refused.add(where)
+                    if isinstance(error, AwayError) or len(refused) >= _MOST_REFUSALS:
+                        break
             await asyncio.sleep(_WRITE_PAUSE)
-        return True
+        self._refused = refused
+        return not refused
 
     def _tell(self, where: Collection, error: ApiError) -> None:
         said = f"{where.plural}: {error.status}"

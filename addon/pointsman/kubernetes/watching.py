@@ -7,6 +7,7 @@ The rules that this module keeps:
 - While the API server can't be asked, what is known stays. It is asked again after a pause that
   doubles, up to `_LONGEST_PAUSE`, with jitter, as thousands of others do the same.
 - A fault is logged when it comes and when it is over, not each time.
+- Nothing that an object says ends it: what can't be dealt with is a fault as nonsense is.
 """
 
 import asyncio
@@ -15,7 +16,15 @@ import random
 import time
 from collections.abc import Callable
 
-from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Event, Object
+from pointsman.kubernetes.api import (
+    Api,
+    ApiError,
+    AwayError,
+    Collection,
+    Event,
+    Object,
+    heed_cancellation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +40,9 @@ class Watched[T]:
     """A collection, each object as `read` returns it; what it returns None for is not kept.
 
     `changed` is called whenever `items` are others than before, and when they are known for the
-    first time. `fault` says why they may be out of date, None: they are not.
+    first time, `failed` when there is another fault. `fault` says why they may be out of date,
+    None: they are not. `listed_none`: that there are none was said by a list, and not by the
+    deletion of the last.
     """
 
     def __init__(
@@ -40,14 +51,17 @@ class Watched[T]:
         collection: Collection,
         read: Callable[[Object], T | None],
         changed: Callable[[], None],
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
         self.items: dict[Key, T] = {}
         self.known = False
+        self.listed_none = False
         self.fault: str | None = None
         self._api = api
         self._collection = collection
         self._read = read
         self._changed = changed
+        self._failed = failed
         self._version: str | None = None
         self._failures = 0
 
@@ -63,6 +77,12 @@ class Watched[T]:
                     self._version = None
                 self._tell(error)
                 self._failures += 1
+            except Exception as error:
+                self._version = None
+                logger.exception("what the Kubernetes API says can't be used")
+                self._tell(ApiError(f"what it says can't be used ({type(error).__name__})"))
+                self._failures += 1
+            heed_cancellation()
             pause = min(_FIRST_PAUSE * 2 ** min(self._failures, _MOST_DOUBLINGS), _LONGEST_PAUSE)
             await asyncio.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 (no secret)
 
@@ -74,6 +94,7 @@ class Watched[T]:
             key = _key(value)
             if key is not None and (item := self._read(value)) is not None:
                 items[key] = item
+        self.listed_none = not items
         if items != self.items or not self.known:
             self.items, self.known = items, True
             self._changed()
@@ -96,6 +117,7 @@ class Watched[T]:
         key = _key(event.value)
         if key is None:
             return
+        self.listed_none = False
         before = self.items.get(key)
         item = None if event.kind == "DELETED" else self._read(event.value)
         if item is None:
@@ -118,6 +140,7 @@ class Watched[T]:
             logger.warning(
                 "the Kubernetes API can't be read (%s): %s%s", self._collection, message, kept
             )
+            self._failed()
 
 
 _MENDS: dict[int | None, str] = {

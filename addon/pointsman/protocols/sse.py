@@ -3,10 +3,11 @@ r"""Server-sent events, parsed by the WHATWG rules with every byte kept.
 Bytes are added to one buffer, and line ends are looked for in the new chunk only, so the work is
 linear however the stream is cut. An event is given out at its blank line. Rules:
 
-- A blank line that ends no data (after comments, or a second one) makes an event of its own,
-  without data: a keep-alive comment is passed on at once, not held until the next event.
+- A blank line that ends no data (after comments, or a second one) dispatches nothing. What such
+  lines end is given out without data, all that follow each other in one chunk as one event: a
+  keep-alive comment is passed on at once, and a run of a million blank lines costs next to nothing.
 - A CR at the end of a chunk is held back until the next byte tells whether an LF belongs to it.
-  So the events are the same whichever way the stream is cut.
+  So the events with data are the same whichever way the stream is cut.
 - The `raw` of all events, then `pending`, are the input, byte for byte; after an overflow too.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 
 MAX_EVENT = 4 * 1024 * 1024  # bytes; a chat event has some hundreds
 
-_LINE_END = re.compile(rb"\r\n?|\n")
+_LINE_ENDS = re.compile(rb"[\r\n]++")  # a line's end, and the blank lines after it
 _BOM = b"\xef\xbb\xbf"
+_COLON = ord(":")  # begins a comment
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +86,30 @@ class Parser:
 
     def _parse(self, chunk: bytes) -> list[Event]:
         events: list[Event] = []
-        buffer, offset, start, line = self._buffer, len(self._buffer), 0, self._line
+        buffer, offset, line = self._buffer, len(self._buffer), self._line
         buffer += chunk
-        for end in _LINE_END.finditer(chunk):
-            text = self._text(line, offset + end.start())
-            line = offset + end.end()
+        given = start = 0  # what is given out ends, and the unfinished event starts, here
+        for found in _LINE_ENDS.finditer(chunk):
+            end, last = offset + found.start(), offset + found.end()
+            text, line = self._text(line, end), last
             if text:
-                self._field(text)
-                continue
-            if line - start > self._max_event:
+                if text[0] != _COLON:
+                    self._field(text)
+                end += 2 if last - end > 1 and buffer.startswith(b"\r\n", end) else 1
+                if end == last:
+                    continue  # no blank line yet
+            end += 2 if buffer.startswith(b"\r\n", end) else 1
+            if end - start > self._max_event:
                 break
-            events.append(self._take(start, line))
-            start = line
+            if self._data:
+                if given < start:
+                    events.append(Event(bytes(buffer[given:start])))
+                events.append(self._take(start, end))
+                given = end
+            self._event = b""
+            start = last
+        if given < start:
+            events.append(Event(bytes(buffer[given:start])))
         del buffer[:start]
         self._line = line - start
         if len(buffer) + len(self._held_cr) > self._max_event:

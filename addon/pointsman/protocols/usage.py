@@ -7,6 +7,8 @@ Rules: unknown is None and never 0; a count of a type that cannot be one is unkn
 from dataclasses import dataclass
 from typing import Any
 
+_MOST = 2**40  # no call has that many: past it, sums and prices would make no sense
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -40,12 +42,10 @@ def usage_of(  # noqa: PLR0913  one argument for each count
 
 
 def count(value: Any) -> int | None:
-    """Return the JSON value as a token count, None if it is not one."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    return None
+    """Return the JSON value as a token count, None if it is not one, or one that can't be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
+        return None
+    return int(value) if value == int(value) else None
 
 
 def first_count(*values: Any) -> int | None:

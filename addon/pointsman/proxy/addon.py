@@ -34,12 +34,14 @@ from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
 from pointsman.proxy.exporting import Exporting
+from pointsman.proxy.http1 import carry_trailers
 from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import declare
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
+from pointsman.proxy.redirected import Redirected
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
@@ -72,6 +74,7 @@ class Pointsman:
         self._rules: Rules | None = None
         self._backends = ClusterBackends(self._backends_changed)
         self._keep_flows = KeepFlows()
+        self._redirected = Redirected()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -79,10 +82,12 @@ class Pointsman:
         """Declare the options."""
         declare(loader)
         tuning.set_default(ctx.options, "connection_strategy", "lazy")
+        tuning.set_default(ctx.options, "tcp_timeout", tuning.NEVER_SECONDS)
         tuning.write_log_lines_at_once()
         contentviews.register()
         self._mend_layer_choice()
         carry_replays(self.router)
+        carry_trailers()
         commands = Commands(self.router, self.endpoint.live_now, self._load_rules)
         ctx.master.commands.collect_commands(commands)
         self._take_options()
@@ -166,6 +171,7 @@ class Pointsman:
             # What is saved is looked at later.
             self.router.keep_ways |= bool(ctx.options.save_stream_file)
             tuning.slim_down(ctx.master)
+            self.router.shows = tuning.flows_are_seen(ctx.master, self)
         else:
             self.router.own_keys = OwnKeys()
             self.endpoint.collect()  # for llm.usage
@@ -178,6 +184,7 @@ class Pointsman:
         self._measuring.running()
         self.endpoint.open()
         self._watch()
+        tuning.spare_what_is_loaded()
 
     def done(self) -> None:
         """Close what is open; each request under way still gets its log line."""
@@ -266,7 +273,7 @@ class Pointsman:
             self._refused()
 
     def _faults(self) -> tuple[str, ...]:
-        return self._rules.faults if self._rules else ()
+        return (*(self._rules.faults if self._rules else ()), *self._backends.faults)
 
     def _refused(self) -> None:
         """Tell that what is live is not all of what the rules say."""
@@ -347,6 +354,7 @@ class Pointsman:
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Without TLS, the connection can be used now."""
+        tuning.keep_alive(ctx.master, data.client, data.server)
         if not data.server.tls:
             self._connect_timeouts.end(data.server)
 
@@ -364,8 +372,10 @@ class Pointsman:
         self._connect_timeouts.end(data.server)
 
     def client_connected(self, client: Client) -> None:
-        """Lift mitmproxy's limit of five upstream connections."""
+        """Refuse what was not redirected; lift mitmproxy's limit of five upstream connections."""
+        self._redirected.judge(ctx.master, client)
         tuning.allow_parallel_calls(ctx.master, client)
+        tuning.keep_alive(ctx.master, client, client)
 
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""

@@ -22,7 +22,6 @@ from mitmproxy.proxy.layers.http._events import (
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
-    RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -127,14 +126,9 @@ class AttemptingStream(HttpStream):
     def _send_request(self, ours: RoutedRequest, call: Call) -> layer.CommandGenerator[None]:
         server, body = self.context.server, call.outgoing.body
         request = self._wire_request(ours, call)
-        # HTTP/1 drops them, as a proxy may (RFC 9110, 6.5.1): mitmproxy can't send them there.
-        trailers = request.trailers if server.alpn == b"h2" else None
-        head_only = not (body or trailers)
-        yield SendHttp(RequestHeaders(self.stream_id, request, head_only), server)
+        yield SendHttp(RequestHeaders(self.stream_id, request, not body), server)
         if body:
             yield SendHttp(RequestData(self.stream_id, body), server)
-        if trailers:
-            yield SendHttp(RequestTrailers(self.stream_id, trailers), server)
         yield SendHttp(RequestEndOfMessage(self.stream_id), server)
 
     def stream_up(self, ours: RoutedRequest) -> layer.CommandGenerator[RequestError | None]:

@@ -4,9 +4,11 @@ A command's answer is a table, which is what all of them can show.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mitmproxy import command, exceptions, flow, http, types
@@ -20,6 +22,9 @@ from pointsman.proxy.router import Router
 from pointsman.proxy.saved_flows import request_of
 
 type Rows = list[list[str]]
+
+# Control characters, and those that turn the direction of the text.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Commands:
@@ -120,9 +125,9 @@ class Commands:
             self._reload()
         except exceptions.OptionsError as error:
             raise exceptions.CommandError(f"the last good rules stay live: {error}") from None
-        routes = {id(route): route for route in self._router.table.exact.values()}
-        rules = sum(len(route.rules) for route in routes.values())
-        return _data([["live", f"{len(routes)} hosts, {rules} rules"]])
+        table = self._router.table
+        hosts, rules = len(list(table.routes())), len(list(table.rules()))
+        return _data([["live", f"{hosts} hosts, {rules} rules"]])
 
 
 def _http(shown: flow.Flow) -> http.HTTPFlow:
@@ -132,7 +137,9 @@ def _http(shown: flow.Flow) -> http.HTTPFlow:
 
 
 def _data(rows: Rows) -> types.Data:
-    return rows  # type: ignore[return-value]  # it is checked by its shape
+    """Return a table fit for a screen: clients and files choose what stands in it."""
+    clean = partial(_UNPRINTABLE.sub, "\N{REPLACEMENT CHARACTER}")
+    return [list(map(clean, row)) for row in rows]  # type: ignore[return-value]  # by its shape
 
 
 def _explained(found: Explanation) -> Rows:

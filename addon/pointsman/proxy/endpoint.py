@@ -40,6 +40,7 @@ _SHOWN = (
     "listen_port",
     "confdir",
     "connection_strategy",
+    "tcp_timeout",
     "http2",
     "ssl_insecure",
     "ssl_verify_upstream_trusted_ca",
@@ -140,14 +141,17 @@ class Endpoint:
 
     async def readiness(self) -> Readiness:
         """Tell whether traffic can be served."""
+        table = self._router.table
         reasons = ["draining"] if self._router.draining else list(self._listeners())
         if self._live_since is None:
             reasons.append("no rules are loaded")
         if not (Path(ctx.options.confdir).expanduser() / _CERTIFICATE).exists():  # noqa: ASYNC240
             reasons.append("the CA's certificate is not exported")
         warnings: list[str] = []
+        if self._live_since is not None and not (table.exact or table.wildcards):
+            warnings.append("no rules: nothing is routed")
         if not self._router.observe:
-            missing, others = self._router.keys.look(self._router.table)
+            missing, others = self._router.keys.look(table)
             reasons += missing
             warnings += others
         if self._faults():

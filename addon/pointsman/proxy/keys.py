@@ -1,12 +1,12 @@
 """Which targets have no key now. It imports no mitmproxy.
 
 A key file may vanish while the proxy runs. Its targets are not called until it is back. That is
-told in the log once, with the path and the mend; the clients and the readiness get the provider's
-name alone.
+told in the log once, and again when the reason is another, with the path and the mend; the clients
+and the readiness get the provider's name alone.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pointsman.config.credentials import Credential, CredentialError
 from pointsman.config.table import Route, RoutingTable, Rule, Target
@@ -19,7 +19,7 @@ class Keys:
     """What is known of the keys of the live table."""
 
     def __init__(self) -> None:
-        self._missing: set[Credential] = set()
+        self._missing: dict[Credential, str] = {}  # and why, as it was told
 
     def available(self, target: Target) -> bool:
         """Tell whether the target can be called: it has its key, or needs none."""
@@ -32,17 +32,17 @@ class Keys:
             self.tell(target, error)
             return False
         if credential in self._missing:
-            self._missing.discard(credential)
+            del self._missing[credential]
             logger.warning(
                 "the key of the provider %s is back: it is called again", target.provider
             )
         return True
 
     def tell(self, target: Target, error: CredentialError) -> None:
-        """Log that a key is missing, once until it is back."""
+        """Log that a key is missing: when it has gone, and when the reason is another."""
         credential = _credential(target)
-        if credential is not None and credential not in self._missing:
-            self._missing.add(credential)
+        if credential is not None and self._missing.get(credential) != str(error):
+            self._missing[credential] = str(error)
             logger.error(
                 "the provider %s is not called until its key is back: %s", target.provider, error
             )
@@ -58,7 +58,7 @@ class Keys:
         has by itself counts only where no written route leads to that provider. A rule that only
         observes needs no key.
         """
-        every = [(route, rule) for route in routes(table) for rule in route.rules]
+        every = list(table.rules())
         rules = [(route, rule) for route, rule in every if not rule.observe]
         written = {t.provider for route, rule in rules if route.name for t in rule.targets}
         reasons: dict[str, None] = {}
@@ -87,12 +87,6 @@ def no_key(rule: str, providers: Sequence[str]) -> KeyMissingError:
     )
     error.rule, error.provider = rule, providers[0]
     return error
-
-
-def routes(table: RoutingTable) -> Iterable[Route]:
-    """Return each route once, whatever number of names it answers to."""
-    every = [*table.exact.values(), *(route for _, route in table.wildcards)]
-    return {id(route): route for route in every}.values()
 
 
 def _credential(target: Target) -> Credential | None:

@@ -5,10 +5,7 @@ leaned on here change shape.
 """
 
 import logging
-import re
-from typing import Any
 
-import h11
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
@@ -16,19 +13,16 @@ from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import _upstream_proxy
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._http1 import Http1Client
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server
 
 from pointsman.errors import InternalError
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
+from pointsman.proxy.http1 import ProviderClient, Server, is_http1
 from pointsman.proxy.router import Router
 from pointsman.proxy.streams import Stream
 from pointsman.proxy.tuning import describe
 
 logger = logging.getLogger(__name__)
-
-# 101 is no interim answer: it ends HTTP.
-_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")
 
 
 class Layer(http_layer.HttpLayer):
@@ -41,6 +35,8 @@ class Layer(http_layer.HttpLayer):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if self._is_stale(event):
             return
+        if isinstance(event, events.Start) and is_http1(self.context):
+            self.connections.setdefault(self.context.client, Server(self.context.fork()))
         try:
             yield from super()._handle_event(event)
             if self.router.draining and not self.streams:
@@ -143,35 +139,6 @@ class Layer(http_layer.HttpLayer):
         yield from self.event_to_child(stack[0], events.Start())
 
 
-class _Http1Client(Http1Client):
-    """mitmproxy's HTTP/1 client, which takes 1xx for the answer and fails on trailers."""
-
-    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """Skip interim answers (RFC 9110, 15.2): they are the provider's word to us."""
-        while self.request and (interim := _INTERIM.match(bytes(self.buf))):
-            self.buf.maybe_extract_at_most(interim.end())
-        yield from super().read_headers(event)
-
-    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Drop trailers, as a proxy may (RFC 9110, 6.5.1)."""
-        read = self.body_reader
-        if not isinstance(read, _WithoutTrailers):
-            self.body_reader = _WithoutTrailers(read)  # type: ignore[assignment]
-        yield from super().read_body(event)
-
-
-class _WithoutTrailers:
-    def __init__(self, reader: Any) -> None:
-        self._read = reader
-
-    def __call__(self, buf: Any) -> Any:
-        event = self._read(buf)
-        return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) else event
-
-    def read_eof(self) -> Any:
-        return self._read.read_eof()
-
-
 class _ProviderClient(http_layer.HttpClient):
     """The client's end of a provider's connection. What it says late is not heard any more.
 
@@ -188,7 +155,7 @@ class _ProviderClient(http_layer.HttpClient):
         err = yield commands.OpenConnection(self.context.server)
         if not err:
             h2 = self.context.server.alpn == b"h2"
-            self.child_layer = Http2Client(self.context) if h2 else _Http1Client(self.context)
+            self.child_layer = Http2Client(self.context) if h2 else ProviderClient(self.context)
             self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
             yield from self.child_layer.handle_event(event)
         yield http_layer.RegisterHttpConnection(self.context.server, err)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from pointsman.config.resources import normalise_host
-from pointsman.config.table import Route, RoutingTable, Rule, Target
+from pointsman.config.table import RoutingTable, Rule, Target
 from pointsman.proxy.router import Router
+from pointsman.routing.planning import split
 from pointsman.telemetry.exposition import shared
 from pointsman.telemetry.metrics import Metrics
 from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
@@ -97,39 +98,22 @@ def read(router: Router) -> Reading:
             TargetReading(
                 route.name, rule.name, target.provider, share, router.health.state(target, now)
             )
-            for route, rule in rules_of(router.table)
-            for target, share in shares_of(rule)
+            for route, rule in router.table.rules()
+            for target, share in split(rule.targets)
+            if target.weight  # others are never called: their state would say nothing
         ),
     )
 
 
 def read_rules(table: RoutingTable) -> RulesReading:
     """Read what a table's rules name."""
-    rules = list(rules_of(table))
+    rules = list(table.rules())
     targets = [target for _, rule in rules for target in _targets(rule)]
     return RulesReading(
         rules=frozenset((route.name, rule.name) for route, rule in rules),
         providers={normalise_host(target.host): target.provider for target in targets},
         models=frozenset(model for target in targets for model in _models(target)),
     )
-
-
-def rules_of(table: RoutingTable) -> Iterator[tuple[Route, Rule]]:
-    """Yield each rule once, with its route."""
-    # A route answers to several names.
-    routes = {id(route): route for route in table.exact.values()}
-    routes |= {id(route): route for _, route in table.wildcards}
-    for route in routes.values():
-        for rule in route.rules:
-            yield route, rule
-
-
-def shares_of(rule: Rule) -> Iterator[tuple[Target, float]]:
-    """Yield each target and the part of the requests that it gets while all are healthy."""
-    first = min((target.priority for target in rule.targets), default=0)
-    total = sum(target.weight for target in rule.targets if target.priority == first)
-    for target in rule.targets:
-        yield target, target.weight / total if target.priority == first and total else 0.0
 
 
 def _targets(rule: Rule) -> Iterator[Target]:

@@ -107,6 +107,7 @@ class RoutedRequest:
             workload=router.workload,
             namespace=router.namespace,
             route=route.name,
+            route_host=route.host,
             api=self._api.name if self._api else None,
             replay=bool(flow.is_replay),
         )
@@ -114,7 +115,7 @@ class RoutedRequest:
         if router.tracing is not None:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
-        self._showing = Showing(flow, full=router.keep_ways)
+        self._showing = Showing(flow, full=router.keep_ways) if router.shows else None
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -124,6 +125,7 @@ class RoutedRequest:
         self._last_answer: http.Response | None = None
         self._body: Body | None = None
         self._passes_unread: bool | None = None
+        self._decided_on: tuple[object, ...] = ()
         # The client's credentials, by what stands on the flow in their place.
         self._masked: dict[tuple[bytes, bytes], bytes] = {}
         # A replay outlives the connection that the flow once came by.
@@ -135,7 +137,8 @@ class RoutedRequest:
     def mask_credentials(self) -> None:
         """Put masks in the place of the client's keys; they are kept for the wire.
 
-        A replayed flow has masks already, in whose place the keys come back.
+        A replayed flow has masks already, in whose place the keys come back. Called once more after
+        a person could edit the request, it takes in the keys that they have typed.
         """
         request, own_keys = self.flow.request, self._router.own_keys
         known: Masked = {}
@@ -143,6 +146,9 @@ class RoutedRequest:
             known = own_keys.of(str(self.flow.metadata.get(OWN_KEYS_OF)))
         fields = []
         for name, sent in request.headers.fields:
+            if (name, sent) in self._masked:
+                fields.append((name, sent))
+                continue
             value = shown = known.get((name, sent), sent)
             # With a space after its name a header is refused, but the flow is kept.
             if name.strip().lower() in CREDENTIAL_HEADERS:
@@ -155,7 +161,8 @@ class RoutedRequest:
         request.headers.fields = tuple(fields)
         path = known.get((_PATH, request.data.path), request.data.path)
         bare = path.decode("utf-8", "surrogateescape")
-        if (shown := mask_query(bare).encode("utf-8", "surrogateescape")) != path:
+        shown = mask_query(bare).encode("utf-8", "surrogateescape")
+        if shown != path and (_PATH, path) not in self._masked:
             self._masked[_PATH, shown] = path
             request.data.path = shown
         if own_keys is not None and self._masked:
@@ -190,6 +197,7 @@ class RoutedRequest:
     def decide(self) -> RequestError | None:
         """Make the decision; return what the client has to be told instead, if so."""
         started = time.perf_counter()
+        self._decided_on = self._as_shown()
         if self.refusal is not None and self._unless_observing(self.refusal) is not None:
             return self.refusal
         try:
@@ -209,6 +217,29 @@ class RoutedRequest:
         finally:
             self.exchange.overhead += time.perf_counter() - started
         return None
+
+    def decide_again(self, refusal: RequestError | None) -> RequestError | None:
+        """Take in what a person, or another addon, has made of the request at mitmproxy's hook.
+
+        A changed request gets a decision of its own; `refusal` is what `decide` has returned.
+        """
+        self.mask_credentials()
+        exchange, changed = self.exchange, self._as_shown() != self._decided_on
+        settled = self.refusal or self.flow.response or exchange.ended
+        if settled is not None or not changed:
+            return refusal
+        if self.decision is not None and not self.decision.observe:
+            self._router.health.abandoned(self.decision.target, time.monotonic())
+        self.decision = exchange.decision = None
+        exchange.rule = exchange.provider = exchange.provider_host = None
+        exchange.flags.clear()  # there are none but the decision's yet
+        return self.decide()
+
+    def _as_shown(self) -> tuple[object, ...]:
+        """Return what rules look at, as it stands on the flow."""
+        request = self.flow.request
+        fields = request.headers.fields
+        return request.method, request.data.path, fields, request.raw_content
 
     def decide_unread(self) -> bool:
         """Decide on a request that is too large to be read; tell whether it can pass unread."""
@@ -326,9 +357,10 @@ class RoutedRequest:
         )
         exchange.attempts.append(attempt)
         self._occupy(target)
+        self._occupy(target)
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
         self.call = Call(target, outgoing, attempt)
-        if self._showing.full:
+        if self._showing is not None and self._showing.full:
             self._showing.rewritten(request, outgoing)
             self._show()
         return self.call
@@ -380,6 +412,7 @@ class RoutedRequest:
             workload=own.workload,
             namespace=own.namespace,
             route=own.route,
+            route_host=own.route_host,
             rule=own.rule,
             provider=wanted.target.provider,
             provider_host=wanted.target.host,
@@ -455,8 +488,10 @@ class RoutedRequest:
         if target is None or self.decision is None:
             return TimeLimits()
         limits, whole = target.limits, self.decision.rule.retry.per_try_timeout
-        bounds = [bound for bound in (limits.first_byte, whole) if bound is not None]
-        return replace(limits, first_byte=min(bounds, default=None))
+        if whole is None:
+            return limits
+        first_byte = whole if limits.first_byte is None else min(limits.first_byte, whole)
+        return replace(limits, first_byte=first_byte)
 
     def keep_answer(self, response: http.Response, body: bytes) -> None:
         """Keep a provider's refusal: the client gets the last one when all attempts have failed."""
@@ -504,7 +539,7 @@ class RoutedRequest:
             http_version=b"HTTP/1.1" if version == b"HTTP/1.0" else version,
             headers=headers,
             content=None,
-            trailers=original.trailers,
+            trailers=None,
             timestamp_start=time.time(),
             timestamp_end=None,
         )
@@ -741,7 +776,8 @@ class RoutedRequest:
         self.answer.account(exchange, self.call.attempt.provider_host, source)
 
     def _show(self) -> None:
-        self._showing.update(self.exchange, self.decision)
+        if self._showing is not None:
+            self._showing.update(self.exchange, self.decision)
 
     def _keep(self) -> None:
         """Leave on the flow what came of an answer that did not come to its end."""
@@ -750,7 +786,8 @@ class RoutedRequest:
             return
         if self.kept and response.raw_content is None:
             response.raw_content = bytes(self.kept)
-        if response.stream and len(self.kept) < self.exchange.response_bytes:
+        cut = response.stream and len(self.kept) < self.exchange.response_bytes
+        if cut and self._showing is not None:
             self._showing.cut(self.exchange.response_bytes)
 
 

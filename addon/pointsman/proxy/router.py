@@ -80,6 +80,8 @@ class Router:
         self.keep_bodies = False
         # A UI can replay what it shows; there is one where this is set.
         self.own_keys: OwnKeys | None = None
+        # In plain mitmdump no one sees what stands on a flow.
+        self.shows = True
         # A UI and saved flows show the way of each request; the page shows its decision alone.
         self.keep_ways = False
         self.keep_decisions = False

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from watchfiles import awatch
 
-from pointsman.config.loading import Instance, Loaded, LoadError, fingerprint, load
+from pointsman.config.loading import Instance, Loaded, LoadError, Problem, fingerprint, load
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
 from pointsman.locations import default_rules
@@ -29,6 +29,11 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 # is told to no one who watches below: a look at the files each second finds both.
 _LOOK_EVERY_MS = 1000
 _DEBOUNCE_MS = 200
+
+_NONE_LEFT = (
+    "no LLMProvider or LLMRoute is left in it; put one back, or restart the proxy to go on without"
+    " rules"
+)
 
 type GoLive = Callable[[Loaded], Awaitable[None]]
 type Refused = Callable[[], None]
@@ -105,6 +110,7 @@ class FileRules:
         self._path = path
         self._instance = instance
         self._seen: object = None
+        self._has_some = False
 
     def __str__(self) -> str:
         return str(self._path)
@@ -113,7 +119,9 @@ class FileRules:
         """Return the rules as they are. Raises LoadError."""
         # Before they are read: what changes while they are is found by the watch.
         self._seen = fingerprint(self._path)
-        return load(self._path, instance=self._instance)
+        loaded = load(self._path, instance=self._instance)
+        self._has_some = _has_some(loaded)
+        return loaded
 
     async def watch(self, go_live: GoLive, refused: Refused) -> None:
         """Load them again whenever the files change; a bad reload is logged."""
@@ -146,9 +154,17 @@ class FileRules:
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
             yield None
 
+    def _load_again(self) -> Loaded:
+        loaded = load(self._path, instance=self._instance)
+        if self._has_some and not _has_some(loaded):
+            # A deploy that is half done, a wrong mount: with no rules, all would pass unrouted.
+            raise LoadError([Problem(str(self._path), None, None, None, _NONE_LEFT)])
+        self._has_some = _has_some(loaded)
+        return loaded
+
     async def _reload(self, go_live: GoLive, refused: Refused) -> None:
         try:
-            loaded = await asyncio.to_thread(load, self._path, instance=self._instance)
+            loaded = await asyncio.to_thread(self._load_again)
             self.faults = ()
             await go_live(loaded)
         except LoadError as error:
@@ -159,3 +175,7 @@ class FileRules:
             self.faults = (f"the rules could not be loaded ({type(error).__name__})",)
             logger.exception("the rules were not reloaded, the last good ones stay")
             refused()
+
+
+def _has_some(loaded: Loaded) -> bool:
+    return bool(loaded.providers or loaded.routes)

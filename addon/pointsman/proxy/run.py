@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mitmproxy.tools.main import mitmdump
 
+from pointsman import open_files
 from pointsman.locations import addon_script
 
 _DEFAULTS = {
@@ -29,6 +30,7 @@ def command_line(rules: str | None, arguments: Sequence[str]) -> list[str]:
 
 def run(rules: str | None, arguments: Sequence[str]) -> int:
     """Run mitmdump until it ends and return its exit status."""
+    open_files.raise_limit()
     try:
         mitmdump(command_line(rules, arguments))
     except SystemExit as stop:

@@ -1,11 +1,17 @@
 """Saved traffic, of mitmproxy or as HAR, as the requests that routing sees."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from mitmproxy import exceptions, http
+from mitmproxy.flow import Flow
 from mitmproxy.io import FlowReader
+from mitmproxy.io.har import request_to_flow
+from mitmproxy.proxy.mode_specs import RegularMode, UpstreamMode
 
 from pointsman.proxy.claiming import host_of, is_address, port_of
 from pointsman.proxy.router import DEFAULT_BODY_LIMIT
@@ -30,12 +36,60 @@ def read(path: Path) -> Iterator[SavedRequest | None]:
         ValueError: it is neither mitmproxy's nor HAR, or is cut short.
     """
     with path.open("rb") as file:
-        try:
-            for flow in FlowReader(file).stream():
-                ours = isinstance(flow, http.HTTPFlow) and flow.request.method != "CONNECT"
-                yield request_of(flow) if ours else None  # type: ignore[arg-type]
-        except exceptions.FlowReadException:
-            raise ValueError("it is no saved traffic (.mitm or HAR), or is cut short") from None
+        flows = _har(file) if _is_har(file) else _mitm(file)
+        for flow in flows:
+            ours = isinstance(flow, http.HTTPFlow) and flow.request.method != "CONNECT"
+            yield request_of(flow) if ours else None  # type: ignore[arg-type]
+
+
+def _is_har(file: BufferedReader) -> bool:
+    return file.peek(16)[:16].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+
+
+def _mitm(file: BinaryIO) -> Iterator[Flow]:
+    try:
+        yield from FlowReader(file).stream()
+    except exceptions.FlowReadException:
+        raise ValueError("it is no saved traffic (.mitm or HAR), or is cut short") from None
+
+
+def _har(file: BinaryIO) -> Iterator[Flow | None]:
+    """Yield a flow for each entry; None for one that is no HTTP exchange, or is incomplete."""
+    try:
+        entries = json.loads(file.read().decode("utf-8-sig"))["log"]["entries"]
+        each = list(entries)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError("it is no HAR file, or is cut short") from None
+    for entry in each:
+        yield _har_flow(entry)
+
+
+def _har_flow(entry: Any) -> Flow | None:
+    try:
+        request = entry["request"]
+        if not str(request["url"]).startswith(("http://", "https://")):
+            return None
+        text = request.get("postData", {}).get("text")
+        declared = [h["value"] for h in request["headers"] if h["name"].lower() == "content-length"]
+        size = request.get("bodySize") or 0
+        left_out = text is None and (size > 0 or declared not in ([], ["0"]))
+        # What became of it is no matter: a browser leaves that out of what it has blocked.
+        sent = {name: value for name, value in request.items() if name != "postData" or text}
+        given = {**_NO_ANSWER, **entry, "request": sent, "response": _NO_ANSWER["response"]}
+        flow = request_to_flow(given)
+    except (ValueError, KeyError, TypeError, AttributeError, exceptions.OptionsError):
+        return None
+    if left_out:
+        flow.request.raw_content = None
+    return flow
+
+
+_NO_ANSWER: dict[str, Any] = {
+    "startedDateTime": "1970-01-01T00:00:00Z",
+    "time": 0,
+    "timings": {"send": 0, "wait": 0, "receive": 0, "connect": 0, "ssl": 0},
+    "response": {"httpVersion": "HTTP/1.1", "status": 0, "headers": [], "content": {}},
+}
 
 
 def request_of(flow: http.HTTPFlow) -> SavedRequest:
@@ -44,6 +98,8 @@ def request_of(flow: http.HTTPFlow) -> SavedRequest:
     raw = request.raw_content
     told = [host_of(request.host_header or ""), host_of(request.authority)]
     around = [flow.client_conn.sni or "", request.host]
+    if isinstance(flow.client_conn.proxy_mode, RegularMode | UpstreamMode) and not around[0]:
+        told = []  # absolute-form: the request line takes precedence (RFC 9112, 3.2.2)
     names = [name for name in told if name] + [n for n in around if n and not is_address(n)]
     host = names[0] if names else request.host
     encoding = request.headers.get("content-encoding", "")

@@ -1,6 +1,8 @@
 """The decision on the flow: its comment, its marker, metadata for filters, the way for the view.
 
-What a person has written or marked there is never overwritten. None of this may fail a request.
+What a person has written or marked there is never overwritten. What we have written is kept in the
+metadata too, so that it is known as ours when the flow is replayed, copied, or loaded from a file.
+None of this may fail a request.
 """
 
 import logging
@@ -38,6 +40,11 @@ MARKERS: dict[Outcome, str] = {
 WAY = "llm_way"
 CUT = "llm_cut"
 COMPARED = "llm_compared"
+COMMENT = "llm_comment"  # what we have written last
+_FIELDS = (
+    *("llm_api", "llm_outcome", "llm_route", "llm_rule", "llm_provider", "llm_model"),
+    *("llm_flags", "llm_error", "llm_attempts"),
+)
 _MAX_VALUE = 200
 
 
@@ -54,9 +61,20 @@ class Showing:
     def __init__(self, flow: http.HTTPFlow, *, full: bool) -> None:
         self._flow = flow
         self.full = full
-        self._comment = ""
-        self._marker = ""
+        self._comment, self._marker = "", ""
+        if flow.is_replay:
+            self._forget()
         self._rewritten = _Rewritten()
+
+    def _forget(self) -> None:
+        """Take what the call before has left off the flow."""
+        shown = self._flow
+        if shown.comment == shown.metadata.pop(COMMENT, ""):
+            shown.comment = ""
+        if not marked_by_person(shown):
+            shown.marked = ""
+        for name in (*_FIELDS, WAY, CUT, COMPARED):
+            shown.metadata.pop(name, None)
 
     def rewritten(self, request: ClientRequest, outgoing: Outgoing) -> None:
         """Take in what the attempt under way has changed."""
@@ -84,7 +102,7 @@ class Showing:
         shown, ended = self._flow, outcome(exchange)
         comment = line(summary(exchange), 2 * _MAX_VALUE)
         if shown.comment == self._comment:
-            shown.comment = self._comment = comment
+            shown.comment = self._comment = shown.metadata[COMMENT] = comment
         if ended and shown.marked == self._marker:
             shown.marked = self._marker = MARKERS[ended]
         attempts = len(exchange.attempts)

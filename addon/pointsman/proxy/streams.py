@@ -144,12 +144,12 @@ class Stream(AttemptingStream):
         """Take in the body, up to the limit, then call the provider."""
         if self.ours is None:
             yield from super().state_consume_request_body(event)
+        elif isinstance(event, RequestTrailers):
+            pass  # dropped, as a proxy may (RFC 9110, 6.5.1); one may be a key
         elif isinstance(event, RequestData):
             self.request_body_buf += event.data
             if len(self.request_body_buf) > self.router.body_limit:
                 yield from self._over_the_limit(self.ours)
-        elif isinstance(event, RequestTrailers):
-            self.flow.request.trailers = event.trailers
         else:
             yield from self._request_complete(self.ours)
 
@@ -177,9 +177,11 @@ class Stream(AttemptingStream):
             yield from self.state_stream_request_body(RequestData(self.stream_id, kept))
 
     def state_stream_request_body(
-        self, event: RequestData | RequestEndOfMessage
+        self, event: RequestData | RequestTrailers | RequestEndOfMessage
     ) -> layer.CommandGenerator[None]:
         """Pass a body on as it comes."""
+        if self.ours and isinstance(event, RequestTrailers):
+            return
         if self.ours and isinstance(event, RequestData):
             self.ours.exchange.request_bytes += len(event.data)
         yield from super().state_stream_request_body(event)
@@ -208,6 +210,7 @@ class Stream(AttemptingStream):
         self.client_state = self.state_done
         refusal = ours.decide()
         yield HttpRequestHook(self.flow)
+        refusal = ours.decide_again(refusal)
         if (yield from self.check_killed(True)):
             return
         if self.flow.response is None and refusal is not None:

@@ -1,23 +1,28 @@
 """What Pointsman changes about the mitmproxy that it runs in, and why each is safe."""
 
 import asyncio
+import gc
+import inspect
 import io
 import logging
 import re
+import socket
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mitmproxy import http, optmanager
 from mitmproxy.addonmanager import AddonManager, safecall
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, Connection
 from mitmproxy.exceptions import AddonHalt
 from mitmproxy.hooks import Hook
 from mitmproxy.master import Master
 from mitmproxy.options import Options
 from mitmproxy.tools.dump import DumpMaster
+
+type _Listener = Callable[..., Any]
 
 # Default addons that walk along with every hook of every flow, and when each has something to do.
 # Half of mitmdump's CPU is this walk. In a UI options change at any time, so nothing is removed.
@@ -70,36 +75,61 @@ def remove_idle_addons(master: DumpMaster) -> None:
             master.addons.remove(addon)
 
 
-class _Dispatch:
-    """Gives each hook to the addons that listen to it, in their order.
+def flows_are_seen(master: DumpMaster, own: object) -> bool:
+    """Tell whether anything looks at what stands on flows: a feature in use, an addon beside ours.
 
-    mitmproxy asks every addon for every hook; this asks once, and again when the chain changes.
-    Addons that hold others (the script loader) are always asked, as theirs may change.
+    `own` is our addon; those whose feature is off have been removed.
+    """
+    scripts = master.addons.get("scriptloader").addons
+    return (
+        any(master.addons.get(name) for name in _NEEDED)
+        or any(getattr(script.ns, "addons", None) != [own] for script in scripts)
+        or not all(type(addon).__module__.startswith("mitmproxy.") for addon in master.addons.chain)
+    )
+
+
+class _Dispatch:
+    """Gives each hook to those that listen to it, in their order.
+
+    mitmproxy asks every addon for every hook; this asks once, and again when addons come or go.
+    Scripts do too: each is registered anew when it is loaded again.
     """
 
     def __init__(self, manager: AddonManager) -> None:
         self._manager = manager
         self._chain: list[object] = []
-        self._listeners: dict[str, list[object]] = {}
+        self._registered: dict[str, object] = {}
+        self._listeners: dict[str, list[list[_Listener]]] = {}
 
     async def __call__(self, event: Hook) -> None:
         """Trigger an event, as `AddonManager.trigger_event` does."""
-        if self._chain != self._manager.chain:
-            self._chain = list(self._manager.chain)
+        manager = self._manager
+        if self._chain != manager.chain or self._registered != manager.lookup:
+            self._chain, self._registered = list(manager.chain), dict(manager.lookup)
             self._listeners.clear()
         listeners = self._listeners.get(event.name)
         if listeners is None:
-            listeners = self._listeners[event.name] = [
-                addon
-                for addon in self._chain
-                if hasattr(addon, event.name) or hasattr(addon, "addons")
-            ]
-        for addon in listeners:
+            listeners = self._listeners[event.name] = list(self._find(event))
+        if not listeners:
+            return
+        arguments = event.args()
+        for together in listeners:
             try:
                 with safecall():
-                    await self._manager.invoke_addon(addon, event)
+                    for listener in together:
+                        result = listener(*arguments)
+                        if result is not None and inspect.isawaitable(result):
+                            await result
             except AddonHalt:
                 return
+
+    def _find(self, event: Hook) -> Iterator[list[_Listener]]:
+        """Yield what listens in each addon: in itself, and in those that it holds."""
+        for addon in self._chain:
+            with safecall():
+                hooks = self._manager._iter_hooks(addon, event)  # noqa: SLF001 (no public way)
+                if found := [listener for _, listener in hooks]:
+                    yield found
 
 
 def slim_down(master: DumpMaster) -> None:
@@ -122,6 +152,28 @@ def allow_parallel_calls(master: Master, client: Client) -> None:
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(_PARALLEL_CONNECTIONS))
 
 
+# mitmproxy closes what has been idle for ten minutes: WebSockets, long polls, pooled connections,
+# of hosts that are not ours too. Without the proxy no one would; streams of ours have their own
+# limit. 0 would close at once, and None is no number.
+NEVER_SECONDS = 10 * 365 * 24 * 3600
+# What finds those whose far end is gone without a word, and keeps NATs from forgetting the rest.
+_KEEPALIVE_TIMES = (("TCP_KEEPIDLE", 300), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
+
+
+def keep_alive(master: Master, client: Client, connection: Connection) -> None:
+    """Let the kernel probe a connection that is idle, on either side of the proxy."""
+    handler = master.addons.get("proxyserver").connections.get(client.id)
+    found = handler.transports.get(connection) if handler is not None else None
+    get = getattr(found.writer if found is not None else None, "get_extra_info", None)
+    plain = get("socket") if get is not None else None
+    if plain is None or connection.transport_protocol != "tcp":
+        return
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE_TIMES:
+        if (option := getattr(socket, name, None)) is not None:  # not every system has them
+            plain.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def close_for_good(master: Master, client: Client) -> None:
     """Close the socket of a client's connection that is over, if mitmproxy has not.
 
@@ -142,6 +194,15 @@ def write_log_lines_at_once() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+def spare_what_is_loaded() -> None:
+    """Take what the process has loaded out of Python's search for garbage: it will never be any.
+
+    Each full search looks at all of it, during which no request moves: a tenth of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def keep_loaded(master: Master, addon: object) -> None:

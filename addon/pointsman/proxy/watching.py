@@ -4,8 +4,8 @@ import logging
 import time
 from typing import Any
 
-from pointsman.proxy.measuring import rules_of, shares_of
 from pointsman.proxy.router import Router
+from pointsman.routing.planning import split
 from pointsman.telemetry.live import Cursor, Live, Now, TargetNow
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def _targets(router: Router) -> list[TargetNow]:
     return [
         TargetNow(
             route=route.name or route.host,
+            host=route.host,
             rule=rule.name,
             provider=target.provider,
             weight=target.weight,
@@ -59,6 +60,6 @@ def _targets(router: Router) -> list[TargetNow]:
             share=share,
             state=router.health.state(target, now),
         )
-        for route, rule in rules_of(router.table)
-        for target, share in shares_of(rule)
+        for route, rule in router.table.rules()
+        for target, share in split(rule.targets)
     ]

@@ -28,7 +28,7 @@ from pointsman.telemetry.json_log import json_formatter
 _AT_ONCE = 8
 
 
-class _Listeners:
+class Listeners:
     """The inherited sockets, which mitmproxy serves in the place of any that it would open.
 
     It would accept before it has loaded its scripts: what waits in the queue would pass unrouted.
@@ -63,11 +63,15 @@ class _Listeners:
             self._servers.append(server)
         return list(self._servers)
 
-    async def start(self) -> None:
-        """Begin to accept."""
+    async def start(self) -> bool:
+        """Begin to accept; return False if a drain has begun, which has closed the sockets."""
         for server, each in zip(self._servers, self._sockets, strict=True):
-            await server.start_serving()
+            if server.sockets:
+                await server.start_serving()
+            if not server.sockets:  # asked again: the loop has run
+                return False
             each.listen(QUEUE)
+        return True
 
 
 def end_with(line: socket.socket) -> None:
@@ -89,7 +93,7 @@ class _Master(dump.DumpMaster):
     """mitmdump's, which logs JSON and tells the supervisor when it serves."""
 
     line: socket.socket
-    listeners: _Listeners
+    listeners: Listeners
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -100,8 +104,8 @@ class _Master(dump.DumpMaster):
     async def running(self) -> None:
         await super().running()
         await self.addons.get("errorcheck").shutdown_if_errored()
-        await self.listeners.start()
-        self.line.sendall(handover.READY)
+        if await self.listeners.start():
+            self.line.sendall(handover.READY)
 
 
 def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
@@ -123,7 +127,7 @@ def main() -> None:
     tuning.write_log_lines_at_once()
     sockets, _Master.line = handover.take()
     end_with(_Master.line)
-    _Master.listeners = _Listeners(sockets)
+    _Master.listeners = Listeners(sockets)
     _Master.listeners.install()
     run(_Master, cmdline.mitmdump, command_line(None, sys.argv[1:]))
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pointsman.config.table import RoutingTable
 from pointsman.reporting.summing import NONE, Report, RuleKey, Sums
+from pointsman.routing.planning import split
 
 type Shares = Mapping[RuleKey, float]
 
@@ -21,15 +23,10 @@ _THOUSAND = 1000
 def configured_shares(table: RoutingTable) -> dict[RuleKey, float]:
     """Return what part of its priority each target is to get; higher priorities only stand by."""
     shares: dict[RuleKey, float] = {}
-    routes = (*table.exact.values(), *(route for _, route in table.wildcards))
-    for route in {id(route): route for route in routes}.values():  # a host has several forms
-        for rule in route.rules:
-            first = min((t.priority for t in rule.targets if t.weight), default=0)
-            whole = sum(t.weight for t in rule.targets if t.priority == first)
-            for target in rule.targets:
-                key = (route.name or route.host, rule.name, target.provider)
-                own = target.weight / whole if whole and target.priority == first else 0.0
-                shares[key] = shares.get(key, 0.0) + own
+    for route, rule in table.rules():
+        for target, share in split(rule.targets):
+            key = (route.name or route.host, rule.name, target.provider)
+            shares[key] = shares.get(key, 0.0) + share
     return shares
 
 
@@ -194,7 +191,7 @@ def show(report: Report, shares: Shares, console: Console) -> None:
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(_plain(cell) for cell in row))
+            table.add_row(*(Text(_plain(cell)) for cell in row))
         console.print()
         console.print(table)
     console.print()
@@ -203,9 +200,8 @@ def show(report: Report, shares: Shares, console: Console) -> None:
 
 
 def _plain(cell: str) -> str:
-    """Keep what a client named from being read as markup or steering the terminal."""
-    printable = "".join(c if c.isprintable() else "�" for c in cell)
-    return printable.replace("[", r"\[")
+    """Keep what a client named from steering the terminal."""
+    return "".join(c if c.isprintable() else "�" for c in cell)
 
 
 # --- HTML -----------------------------------------------------------------------------------------

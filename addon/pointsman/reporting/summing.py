@@ -148,9 +148,11 @@ class Report:
                 entry = json.loads(line[max(line.find("{"), 0) :])
                 if entry["event"] != "llm_request":
                     continue
+                _check(entry)
                 moment = datetime.fromisoformat(entry["timestamp"])
-                self.add(entry, moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-            except (ValueError, KeyError, TypeError, RecursionError):
+                moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+                self.add(entry, moment)
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 self.unread += 1
 
     def add(self, entry: Mapping[str, Any], moment: datetime) -> None:
@@ -177,6 +179,30 @@ class Report:
         """Return the share of a rule's requests for which this provider was chosen first."""
         all_of_it = sum(n for other, n in self.chosen.items() if other[:2] == key[:2])
         return self.chosen[key] / all_of_it if all_of_it else None
+
+
+_NUMBERS = (
+    "request_prompt_tokens",
+    "request_completion_tokens",
+    "cached_tokens",
+    "cost_usd",
+    "duration_ms",
+    "time_to_first_token_ms",
+    "overhead_ms",
+)
+_MOST = 2.0**53
+
+
+def _check(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError for a line that no log of ours has: one number can spoil all sums."""
+    for name in _NUMBERS:
+        value = entry.get(name)
+        if value is None:
+            continue
+        if type(value) not in {int, float} or not 0 <= value <= _MOST:
+            raise ValueError(name)
+    for name in ("route", "host", "rule", "provider", "response_model", "request_model"):
+        str(entry.get(name)).encode()  # a lone surrogate is no text
 
 
 def is_error(entry: Mapping[str, Any]) -> bool:

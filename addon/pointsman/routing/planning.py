@@ -86,20 +86,23 @@ def make_plan(
     if not tiers:
         raise NoWeightError
 
-    def available(target: Target) -> bool:
-        return any(health.available(endpoint, now) for endpoint in endpoints(target))
-
-    usable = [left for tier in tiers if (left := list(filter(available, tier)))]
-    skipped = tuple(target for tier in tiers for target in tier if not available(target))
+    usable: list[_Tier] = []
+    skipped: list[Target] = []
+    for tier in tiers:
+        left: _Tier = []
+        for target in tier:
+            (left if _is_available(target, health, now) else skipped).append(target)
+        if left:
+            usable.append(left)
     if not usable:
         usable = [left for tier in tiers if (left := [t for t in tier if any(endpoints(t))])]
-        skipped = ()
+        skipped = []
     if not usable:
         raise NoEndpointError
     value = affinity_value(rule.affinity, request)
     chosen = _drawn(usable, draw()) if value is None else _hashed(usable, value)
     order = tuple(e for target in chosen for e in _preferred(target, health, now))
-    return Plan(order, skipped, rule.retry.attempts or len(order))
+    return Plan(order, tuple(skipped), rule.retry.attempts or len(order))
 
 
 def shares(targets: Sequence[Target]) -> list[tuple[Target, float]]:
@@ -108,6 +111,20 @@ def shares(targets: Sequence[Target]) -> list[tuple[Target, float]]:
     for target in targets:
         tiers[target.priority] += target.weight
     return [(t, t.weight / tiers[t.priority]) for t in targets if t.weight]
+
+
+def _is_available(target: Target, health: Health, now: float) -> bool:
+    if target.endpoints is None:
+        return health.available(target, now)
+    return any(health.available(endpoint, now) for endpoint in endpoints(target))
+
+
+def split(targets: Sequence[Target]) -> Iterator[tuple[Target, float]]:
+    """Yield each target and the part of the requests that it gets while all are healthy."""
+    first = min((target.priority for target in targets if target.weight), default=0)
+    total = sum(target.weight for target in targets if target.priority == first)
+    for target in targets:
+        yield target, target.weight / total if target.priority == first and total else 0.0
 
 
 def endpoints(target: Target) -> Iterator[Target]:

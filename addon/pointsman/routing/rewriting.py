@@ -123,7 +123,7 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
     return Outgoing(
         method=request.method,
         scheme=scheme,
-        host=request.host if same_host else target.host,
+        host=target.host,
         port=port,
         address=address,
         tls=target.tls,

@@ -6,9 +6,9 @@ import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from pointsman import ca
+from pointsman import ca, open_files
 from pointsman.admin.server import serve
-from pointsman.sidecar import handover, listening, runtime
+from pointsman.sidecar import handover, listening, runtime, watchdog
 from pointsman.sidecar.output import log_to_stdout
 from pointsman.sidecar.process import Plan
 from pointsman.sidecar.settings import OFF, Given, Settings, SettingsError, check
@@ -24,6 +24,7 @@ _MISUSED = 2
 def run(given: Given) -> int:
     """Run the sidecar until it is told to end; return its exit status."""
     log_to_stdout()
+    open_files.raise_limit()
     try:
         settings = check(given)
     except SettingsError as error:
@@ -63,7 +64,9 @@ async def _run(settings: Settings) -> int:
             env=env,
             folder=folder,
         )
-        source = Workers(supervisor, plan)
+        source = Workers(
+            supervisor, plan, {"llm_admin": settings.admin, "llm_health": settings.health}
+        )
         addresses = {}
         for name, address in (("admin", settings.admin), ("health", settings.health)):
             if address != OFF:
@@ -81,6 +84,8 @@ async def _run(settings: Settings) -> int:
                 **addresses,
             },
         )
+        watching = asyncio.create_task(watchdog.watch(supervisor, source.answers))
+        stack.callback(watching.cancel)
         return await supervisor.run(plan)
 
 

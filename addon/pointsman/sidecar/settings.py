@@ -1,6 +1,7 @@
 """What `pointsman run --sidecar` is told, checked before anything starts."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,10 @@ _TAKEN = {
     "mode": "--mode",
     "confdir": "--confdir",
 }
+# `-p` as argparse takes it: behind flags, with its value at its end.
+_SHORT_PORT = re.compile(r"-[qvnk]*p")
+_LONG = ("--listen-host", "--listen-port")
+_SHORTEST = len("--listen-h")
 
 
 class SettingsError(Exception):
@@ -156,6 +161,17 @@ def _refuse_taken(arguments: Sequence[str]) -> None:
     for argument in arguments:
         setting = before == "--set" or argument.startswith("--set=")
         word = argument.removeprefix("--set=").partition("=")[0]
+        if not setting:
+            word = _whole(word)
         if word in _TAKEN and setting != word.startswith("-"):
             raise SettingsError(f"{argument}: a sidecar takes {_TAKEN[word]} in its place")
         before = argument
+
+
+def _whole(option: str) -> str:
+    """Return the option that argparse understands by a shortened or a glued one."""
+    if _SHORT_PORT.match(option):
+        return "-p"
+    if len(option) >= _SHORTEST:
+        return next((name for name in _LONG if name.startswith(option)), option)
+    return option

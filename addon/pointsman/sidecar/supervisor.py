@@ -5,14 +5,15 @@ What it keeps to:
   rules are bad, and a loop would hide that. The others start when it serves.
 - A worker that dies later is started again, after a pause that grows (`backoff`).
 - At SIGTERM (and SIGINT) every worker drains, and this process ends after the last of them. A
-  second signal kills them. SIGHUP is ignored: rules and keys are read again when they change.
+  second signal ends them at once, which they log; those that can't are killed. SIGHUP is ignored:
+  rules and keys are read again when they change.
 """
 
 import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from pointsman.sidecar.backoff import Backoff
@@ -21,6 +22,8 @@ from pointsman.sidecar.process import Plan, Process
 _logger = logging.getLogger(__name__)
 
 _SIGNALLED = 128
+# How long a worker that is to end at once has for it.
+_LAST_SECONDS = 5.0
 
 
 class Worker:
@@ -50,11 +53,13 @@ class Supervisor:
     Attributes:
         workers: all of them.
         ending: set when they drain for the last time.
+        greet: called with each worker that has begun to serve.
     """
 
     def __init__(self, count: int, gone: Callable[[int], None]) -> None:
         self.workers: Sequence[Worker] = [Worker(index) for index in range(1, count + 1)]
         self.ending = asyncio.Event()
+        self.greet: Callable[[Worker], Awaitable[None]] | None = None
         self._gone = gone
         self._plan: Plan
         self._listening: Sequence[socket.socket] = ()
@@ -95,11 +100,14 @@ class Supervisor:
 
     def _signalled(self) -> None:
         # Counted apart from a drain by the admin endpoint, which a kubelet's SIGTERM follows.
-        if self._signalled_before:
-            _logger.warning("asked twice to end: killing the workers")
-            self._send(signal.SIGKILL)
-        self._signalled_before = True
-        self.end()
+        if not self._signalled_before:
+            self._signalled_before = True
+            self.end()
+            return
+        _logger.warning("asked twice to end: the workers end at once")
+        # Their own second one: they log what they cut.
+        self._send(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(_LAST_SECONDS, self._send, signal.SIGKILL)
 
     def _ignored(self) -> None:
         _logger.info("SIGHUP is ignored: rules and keys are read again whenever they change")
@@ -160,6 +168,8 @@ class Supervisor:
         _logger.info(
             "worker %d serves", worker.index, extra={"worker": worker.index, "pid": process.pid}
         )
+        if self.greet:
+            await self.greet(worker)
 
     def _conclude(self, worker: Worker, status: int) -> None:
         """Take over the status of a worker that is not started again."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, override
 from urllib.parse import urlencode
 
@@ -24,6 +24,8 @@ type Json = dict[str, Any]
 
 _CONNECT_SECONDS = 1.0
 _SECONDS = 3.0
+# A probe gives up after 2 seconds, and should be told which worker it is that hangs.
+_PROBED_SECONDS = 1.5
 _ANSWERS = (200, 202, 503)  # as it should, it drains, it is not ready
 _LARGEST_ANSWER = 64 * 1024 * 1024
 
@@ -36,10 +38,19 @@ class Workers:
     """The workers as a source (`admin.source.Source`).
 
     A worker that hangs costs each question a few seconds, and no more.
+
+    Args:
+        supervisor: that of the workers, which are told of a soft drain when they come later.
+        plan: what the workers are started with.
+        options: those that the workers have not, or have others of, by their names.
     """
 
-    def __init__(self, supervisor: Supervisor, plan: Plan) -> None:
+    def __init__(
+        self, supervisor: Supervisor, plan: Plan, options: Mapping[str, str] | None = None
+    ) -> None:
         self._supervisor = supervisor
+        supervisor.greet = self._greet
+        self._options = options or {}
         self._client = SimpleAsyncHTTPClient(
             force_instance=True,
             resolver=_Sockets(plan),
@@ -56,7 +67,8 @@ class Workers:
         warnings: list[str] = []
         under_way = 0
         workers = self._supervisor.workers
-        for worker, answer in zip(workers, await self._ask_all("/readyz"), strict=True):
+        answers = await self._ask_all("/readyz", seconds=_PROBED_SECONDS)
+        for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, SilentError):
                 reasons.append(f"worker {worker.index} {answer}")
                 continue
@@ -77,6 +89,8 @@ class Workers:
         if not answers:
             return {"error": "no worker answers"}
         first = next(iter(answers.values()))
+        # A worker's own are its private endpoint's.
+        first = {**first, "options": {**first.get("options", {}), **self._options}}
         shown = first.get("fingerprint")
         differing = [
             index for index, answer in answers.items() if answer.get("fingerprint") != shown
@@ -104,13 +118,26 @@ class Workers:
         else:
             self._supervisor.end()
 
-    async def _ask_all(self, path: str, method: str = "GET") -> list[Json | SilentError]:
+    async def answers(self, worker: Worker) -> bool:
+        """Tell whether a worker answers at all."""
+        return not isinstance(await self._ask(worker, "/readyz"), SilentError)
+
+    async def _greet(self, worker: Worker) -> None:
+        """Tell a worker that has just begun of the soft drain that it has missed."""
+        if self._draining:
+            await self._ask(worker, "/drain?soft=true", "POST")
+
+    async def _ask_all(
+        self, path: str, method: str = "GET", seconds: float | None = None
+    ) -> list[Json | SilentError]:
         """Return the answer of each worker, in their order."""
         return await asyncio.gather(
-            *(self._ask(worker, path, method) for worker in self._supervisor.workers)
+            *(self._ask(worker, path, method, seconds) for worker in self._supervisor.workers)
         )
 
-    async def _ask(self, worker: Worker, path: str, method: str) -> Json | SilentError:
+    async def _ask(
+        self, worker: Worker, path: str, method: str = "GET", seconds: float | None = None
+    ) -> Json | SilentError:
         if worker.trouble is not None:
             return SilentError(worker.trouble)
         try:
@@ -119,7 +146,7 @@ class Workers:
                 method=method,
                 body=b"" if method == "POST" else None,
                 connect_timeout=_CONNECT_SECONDS,
-                request_timeout=_SECONDS,
+                request_timeout=_SECONDS if seconds is None else seconds,
                 raise_error=False,
             )
             found = json.loads(answer.body)

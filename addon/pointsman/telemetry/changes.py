@@ -12,12 +12,30 @@ type Json = dict[str, Any]
 
 _ALWAYS = "time"
 _EXCHANGES = "exchanges"
+_MAX_CURSOR = 64  # processes; those that have died give way
 
 
 def combine(known: Json, found: Json) -> Json:
     """Return the whole snapshot, from one and a later one that has the new exchanges alone."""
     exchanges = [*found[_EXCHANGES], *known[_EXCHANGES]]
     return {**found, _EXCHANGES: exchanges[:LAST_EXCHANGES]}
+
+
+def continued(known: Json, found: Json) -> Json:
+    """Return a later snapshot with the places of those that are silent, and nothing told twice.
+
+    A process that is silent for a while is not in `found`, and will be heard again.
+    """
+    seen = {_name_of(one) for one in known[_EXCHANGES]}
+    new = [one for one in found[_EXCHANGES] if _name_of(one) not in seen]
+    cursor = {**known["cursor"], **found["cursor"]}
+    if len(cursor) > _MAX_CURSOR:
+        cursor = found["cursor"]
+    return {**found, "cursor": cursor, _EXCHANGES: new}
+
+
+def _name_of(exchange: Json) -> tuple[Any, ...]:
+    return exchange["timestamp"], exchange["request_id"], exchange.get("mirror")
 
 
 def changes(known: Json, found: Json) -> Json | None:

@@ -1,16 +1,19 @@
 """List prices, from the data that the genai-prices package ships. Nothing is fetched.
 
-A lookup there costs as much as half of a request's routing. So where a price is linear (no tiers,
-no times of day), the rates of a model are looked up once; elsewhere each call is looked up.
+A lookup there costs as much as half of a request's routing. So where a price is linear (no tiers),
+the rates of a model are looked up once a minute: some go by the date or the time of day, and change
+at a whole minute. Elsewhere each call is looked up.
 """
 
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
-from genai_prices.types import ModelPrice, PriceCalculation, TieredPrices
+from genai_prices.types import PriceCalculation, TieredPrices
 
 from pointsman.protocols.usage import Usage
 
@@ -30,7 +33,7 @@ class _Rates:
 
 def load_prices() -> None:
     """Load the data now: it takes a tenth of a second, which the first request should not wait."""
-    _look_up(PricedUsage(input_tokens=1), "https://api.openai.com/", "gpt-4o")
+    _look_up(PricedUsage(input_tokens=1), "https://api.openai.com/", "gpt-4o", _now())
 
 
 def cost_usd(
@@ -49,7 +52,8 @@ def cost_usd(
 
 
 def _price(usage: Usage, url: str, model: str) -> float | None:
-    listed, rates = _rates(url, model)
+    minute = _now()
+    listed, rates = _rates(url, model, minute)
     if not listed:
         return None
     prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
@@ -58,7 +62,7 @@ def _price(usage: Usage, url: str, model: str) -> float | None:
         return None  # counts that contradict each other
     if rates is None:
         priced = _usage(prompt, cached, written, completion)
-        found = _look_up(priced, url, model)
+        found = _look_up(priced, url, model, minute)
         return None if found is None else float(found.total_price)
     total = (
         (prompt - cached - written) * rates.prompt
@@ -71,18 +75,16 @@ def _price(usage: Usage, url: str, model: str) -> float | None:
 
 # Models come from clients: bounded.
 @lru_cache(maxsize=1024)
-def _rates(url: str, model: str) -> tuple[bool, _Rates | None]:
-    """Return whether the model is listed, and its rates if they are linear."""
-    found = _look_up(PricedUsage(input_tokens=1), url, model)
+def _rates(url: str, model: str, minute: int) -> tuple[bool, _Rates | None]:
+    """Return whether the model is listed, and its rates in that minute if they are linear."""
+    found = _look_up(PricedUsage(input_tokens=1), url, model, minute)
     if found is None:
         return False, None
-    steady = isinstance(found.model.prices, ModelPrice)
-    tiered = any(isinstance(price, TieredPrices) for price in vars(found.model_price).values())
-    if tiered or not steady:
+    if any(isinstance(price, TieredPrices) for price in vars(found.model_price).values()):
         return True, None
 
     def price(prompt: int = 0, cached: int = 0, written: int = 0, completion: int = 0) -> Decimal:
-        looked_up = _look_up(_usage(prompt, cached, written, completion), url, model)
+        looked_up = _look_up(_usage(prompt, cached, written, completion), url, model, minute)
         return looked_up.total_price if looked_up else Decimal(0)
 
     fee = price()
@@ -104,8 +106,14 @@ def _usage(prompt: int, cached: int, written: int, completion: int) -> PricedUsa
     )
 
 
-def _look_up(usage: PricedUsage, url: str, model: str) -> PriceCalculation | None:
+def _now() -> int:
+    """Return the minutes since 1970."""
+    return int(time.time()) // 60
+
+
+def _look_up(usage: PricedUsage, url: str, model: str, minute: int) -> PriceCalculation | None:
+    when = datetime.fromtimestamp(60 * minute, UTC)
     try:
-        return calc_price(usage, model, provider_api_url=url)
+        return calc_price(usage, model, provider_api_url=url, genai_request_timestamp=when)
     except (LookupError, ValueError):
         return None

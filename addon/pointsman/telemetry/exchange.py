@@ -81,6 +81,7 @@ class Exchange:
     namespace: str | None = None
     # The decision.
     route: str | None = None
+    route_host: str | None = None  # of several routes of one name; not in the log
     rule: str | None = None
     provider: str | None = None
     provider_host: str | None = None

@@ -6,11 +6,12 @@ Everything is bounded: what a client can choose is cut, and past a limit counted
 """
 
 import math
+import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
@@ -20,8 +21,12 @@ from pointsman.telemetry.exchange import Exchange, access_log_entry, millisecond
 SLOT_SECONDS = 2
 SLOTS = 150
 LAST_EXCHANGES = 200
-_MAX_MODELS = 100
-_MAX_NAMES = 1000
+_MAX_MODELS = 50  # of each provider
+_MAX_PROVIDERS = 100  # that no rule names
+_MAX_NAMES = 1000  # rows of rules that are not live
+_MAX_CURSOR = 256  # processes
+_MOST = 2**53  # what a browser counts exactly up to
+_MAX_IN_SLOT = 100
 _MAX_TEXT = 256
 OTHER = "other"
 _FIRST_ERROR = 400
@@ -54,15 +59,16 @@ class _Slot:
 
 
 type _Sums = dict[str, float]
+type _RuleRow = tuple[str, str, str, str]  # see ROWS
 # How many exchanges of each process someone has seen, by the name of its `Live`.
 type Cursor = Mapping[str, int]
 
 # What names a row of each list.
 ROWS: Mapping[str, tuple[str, ...]] = {
     "slots": ("start",),
-    "rules": ("route", "rule", "provider"),
+    "rules": ("route", "host", "rule", "provider"),
     "models": ("provider", "model"),
-    "targets": ("route", "rule", "provider"),
+    "targets": ("route", "host", "rule", "provider"),
 }
 # From the best to the worst.
 _STATES = ("healthy", "probing", "ejected")
@@ -72,8 +78,9 @@ _STATES = ("healthy", "probing", "ejected")
 class TargetNow:
     """A target of a rule, as it is now.
 
-    `route` is the route's name, or the host of a provider that answers without one. `share` is the
-    part of the rule's requests that the weight gives it while all targets are healthy, 0 to 1.
+    `route` is the route's name, or the host of a provider that answers without one; `host` is what
+    tells routes of one name in several namespaces apart. `share` is the part of the rule's requests
+    that the weight gives it while all targets are healthy, 0 to 1.
     """
 
     route: str
@@ -83,6 +90,7 @@ class TargetNow:
     priority: int = 0
     share: float = 1.0
     state: Literal["healthy", "probing", "ejected"] = "healthy"
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,29 +115,33 @@ class Live:
         self._recorded = 0
         self._slots: deque[_Slot] = deque(maxlen=SLOTS)
         self._exchanges: deque[tuple[float, Exchange]] = deque(maxlen=LAST_EXCHANGES)
-        self._rules: dict[tuple[str, str, str], _Sums] = {}
-        self._shares: dict[tuple[str, str], set[tuple[str, int, int]]] = {}
-        self._models: dict[tuple[str, str], _Sums] = {}
+        self._rules: dict[_RuleRow, _Sums] = {}
+        # The targets of each live rule; None: no one has told.
+        self._shares: dict[tuple[str, str, str], set[tuple[str, int, int]]] | None = None
+        self._hosts: frozenset[str] = frozenset()  # of the live routes
+        self._providers: frozenset[str] = frozenset()  # that live rules name
+        self._models: dict[str, dict[str, _Sums]] = {}  # by provider
         self._totals: _Sums = {}
 
     def record(self, exchange: Exchange) -> None:
         """Take in an exchange that has ended. It must not change any more."""
         now = self._clock()
         self._recorded += 1
-        self._exchanges.append((now, exchange))
+        self._exchanges.append((now, _kept(exchange)))
         counted = _counted(exchange)
         _add(self._totals, counted)
         provider = exchange.provider or ""
-        models = (provider, _cut(exchange.response_model or exchange.request_model or ""))
-        _add(_sums_of(self._models, models, _MAX_MODELS), counted)
+        model = _cut(exchange.response_model or exchange.request_model or "")
+        _add(self._model_sums(provider, model), counted)
         if exchange.mirror:
             return
-        # What has no route is named by its provider's host, as the targets are.
-        route = exchange.route or exchange.provider_host or exchange.host
-        rule = (_cut(route), exchange.rule or "", provider)
-        _add(_sums_of(self._rules, rule, _MAX_NAMES), counted)
+        row = self._row(exchange)
+        if row is not None:
+            _add(self._rule_sums(row), counted)
         slot = self._slot(now)
-        slot.providers[provider] = slot.providers.get(provider, 0) + 1
+        providers = slot.providers
+        name = provider if provider in providers or len(providers) < _MAX_IN_SLOT else OTHER
+        providers[name] = providers.get(name, 0) + 1
         first = milliseconds(exchange.started, exchange.first_token)
         if first is not None:
             _count(slot.time_to_first_token, first)
@@ -137,24 +149,68 @@ class Live:
 
     def _slot(self, now: float) -> _Slot:
         start = int(now) // SLOT_SECONDS * SLOT_SECONDS
+        if self._slots and self._slots[-1].start > start + SLOT_SECONDS:
+            # The clock was set back. What lies ahead would take in everything until it is there.
+            before = [slot for slot in self._slots if slot.start <= start]
+            self._slots = deque(before, maxlen=SLOTS)
         if not self._slots or self._slots[-1].start < start:
             self._slots.append(_Slot(start))
         return self._slots[-1]
+
+    def _row(self, exchange: Exchange) -> _RuleRow | None:
+        """Return the row of the rules that an exchange counts in; None: its rule is gone.
+
+        What has no route is named by its provider's host, as the targets are. What was refused
+        without either is one row: clients choose such hosts.
+        """
+        rule, provider = exchange.rule or "", exchange.provider or ""
+        host = exchange.route_host or ("" if exchange.route else exchange.provider_host) or ""
+        if not exchange.route and not host and exchange.host in self._hosts:
+            host = exchange.host
+        key = _cut(exchange.route or host), _cut(host), rule, provider
+        if rule and self._shares is not None:
+            targets = self._shares.get(key[:3], ())
+            if not targets or (provider and all(provider != one for one, *_ in targets)):
+                return None
+        return key
+
+    def _rule_sums(self, key: _RuleRow) -> _Sums:
+        lives = self._shares is not None and (key[2] or key[1] in self._hosts or not key[0])
+        if key not in self._rules and not lives and len(self._rules) >= _MAX_NAMES:
+            key = (OTHER,) * 4
+        return self._rules.setdefault(key, {})
+
+    def _model_sums(self, provider: str, model: str) -> _Sums:
+        """Return the sums of a model, in whose favour the least used one may have to give way."""
+        known = provider in self._models or provider in self._providers or not provider
+        if not known and len(self._models) >= _MAX_PROVIDERS:
+            provider = OTHER
+        models = self._models.setdefault(provider, {})
+        if model in models:
+            models[model] = models.pop(model)  # the latest at the end
+        elif model != OTHER and len(models) >= _MAX_MODELS:
+            candidates = (name for name in models if name != OTHER)
+            least = min(candidates, key=lambda name: models[name]["requests"])
+            _add(models.setdefault(OTHER, {}), models.pop(least))
+        return models.setdefault(model, {})
 
     def rules_live(self, targets: Iterable[TargetNow]) -> None:
         """Begin anew to count what goes where under rules whose targets have changed.
 
         Without it the actual split would be that of the old shares, beside the new ones.
         """
-        shares: dict[tuple[str, str], set[tuple[str, int, int]]] = {}
-        for target in targets:
+        shares: dict[tuple[str, str, str], set[tuple[str, int, int]]] = {}
+        found = tuple(targets)
+        for target in found:
             share = (target.provider, target.weight, target.priority)
-            shares.setdefault((target.route, target.rule), set()).add(share)
-        known, self._shares = self._shares, shares
+            shares.setdefault((target.route, target.host, target.rule), set()).add(share)
+        known, self._shares = self._shares or {}, shares
+        self._hosts = frozenset(target.host for target in found)
+        self._providers = frozenset(target.provider for target in found)
         self._rules = {
             key: sums
             for key, sums in self._rules.items()
-            if known.get(key[:2]) == shares.get(key[:2])
+            if known.get(key[:3]) == shares.get(key[:3])
         }
 
     def snapshot(self, after: Cursor | None = None, look: Now = _NOTHING) -> dict[str, Any]:
@@ -179,12 +235,13 @@ class Live:
             "slot_seconds": SLOT_SECONDS,
             "slots": [_plain(slot) for slot in self._slots if slot.start > oldest],
             "rules": [
-                {"route": route, "rule": rule, "provider": provider, **sums}
-                for (route, rule, provider), sums in self._rules.items()
+                dict(zip(ROWS["rules"], key, strict=True)) | sums
+                for key, sums in self._rules.items()
             ],
             "models": [
                 {"provider": provider, "model": model, **sums}
-                for (provider, model), sums in self._models.items()
+                for provider, models in self._models.items()
+                for model, sums in models.items()
             ],
             "totals": dict(self._totals),
             "exchanges": [_shown(ended, one) for ended, one in self._newest(after or {})],
@@ -216,7 +273,12 @@ def read_cursor(text: str) -> Cursor:
     Raises:
         ValueError: it is none.
     """
-    pairs = (pair.rpartition(":") for pair in text.split(",") if pair)
+    pairs = [pair.rpartition(":") for pair in text.split(",") if pair]
+    if len(pairs) > _MAX_CURSOR:
+        raise ValueError("too many names")
+    for _, _, seen in pairs:
+        if not re.fullmatch(r"[0-9]{1,18}", seen):
+            raise ValueError(f"{seen[:20]!r} is no count")
     return {name: int(seen) for name, _, seen in pairs}
 
 
@@ -288,6 +350,8 @@ def _counted(exchange: Exchange) -> _Sums:
         "completion_tokens": (usage and usage.completion_tokens) or 0,
         "cost_usd": exchange.cost_usd or 0.0,
         "without_usage": int(usage is None),
+        "without_prompt_tokens": int(usage is None or usage.prompt_tokens is None),
+        "without_completion_tokens": int(usage is None or usage.completion_tokens is None),
         "without_price": int(exchange.cost_usd is None),
     }
 
@@ -296,20 +360,29 @@ def _is_error(exchange: Exchange) -> bool:
     return exchange.status is None or exchange.status >= _FIRST_ERROR or exchange.error is not None
 
 
-def _sums_of[K: tuple[str, ...]](sums: dict[K, _Sums], key: K, limit: int) -> _Sums:
-    if key not in sums and len(sums) >= limit:
-        key = (*key[:-1], OTHER) if len(sums) < 2 * limit else (OTHER,) * len(key)  # type: ignore[assignment]
-    return sums.setdefault(key, {})
-
-
 def _add(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Add up what is a number in reason: an infinite one comes out of JSON as null."""
     for name, value in values.items():
-        into[name] = into.get(name, 0) + value
+        some = value if isinstance(value, int | float) and abs(value) <= _MOST else 0
+        into[name] = into.get(name, 0) + some
 
 
 def _count(buckets: dict[str, int], value: float) -> None:
     number = str(bucket(value))
     buckets[number] = buckets.get(number, 0) + 1
+
+
+def _kept(exchange: Exchange) -> Exchange:
+    """Return the exchange without what is too long to be kept 200 times; mostly itself."""
+    if max(len(exchange.path), len(exchange.host)) <= _MAX_TEXT:
+        return exchange
+    upstream = exchange.upstream_path
+    return replace(
+        exchange,
+        path=_cut(exchange.path),
+        host=_cut(exchange.host),
+        upstream_path=upstream and _cut(upstream),
+    )
 
 
 def _cut(text: str) -> str:

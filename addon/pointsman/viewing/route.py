@@ -93,7 +93,8 @@ def outcome(exchange: Exchange) -> Outcome | None:
         return "observed"
     if exchange.ended is None:
         return None
-    if not exchange.attempts:
+    left = "DC" in exchange.flags  # the client has, or a person has killed its flow
+    if not exchange.attempts and not left:
         return "refused" if exchange.error else None
     if exchange.error:
         return "failed"

@@ -104,7 +104,8 @@ export class Exchanges {
     select.append(...added.map((flag) => h("option", { value: flag }, `${flag}: ${FLAGS[flag] ?? "?"}`)));
   }
 
-  filter() {
+  /** Hide what is not asked for; `asked`: just now, so that the count is read out. */
+  filter(asked = false) {
     const words = byId("filter-text").value.toLowerCase().split(/\s+/).filter(Boolean);
     const outcome = OUTCOMES[byId("filter-outcome").value];
     const flag = byId("filter-flag").value;
@@ -117,7 +118,9 @@ export class Exchanges {
     const filtered = words.length || byId("filter-outcome").value || flag;
     const said = filtered ? `${found} of the last ${this.rows.length} shown`
       : this.rows.length ? `the last ${this.rows.length}` : "";
-    if (byId("count").textContent !== said) byId("count").textContent = said;
+    const told = byId("count");
+    told.setAttribute("aria-live", asked ? "polite" : "off");
+    if (told.textContent !== said) told.textContent = said;
     const empty = byId("empty");
     empty.hidden = found > 0;
     show(empty, found ? [] : this.rows.length
@@ -166,7 +169,7 @@ export class Exchanges {
       }
     });
     byId("filter").addEventListener("submit", (event) => event.preventDefault());
-    byId("filter").addEventListener("input", () => this.filter());
+    byId("filter").addEventListener("input", () => this.filter(true));
     byId("hold").addEventListener("click", () => this.hold(!this.held));
   }
 
@@ -260,7 +263,7 @@ function listRow(one, time) {
     h("td", { class: "c-status" }, statusBadge(one), flagBadges(one)),
     h("td", { class: "c-request clip", title: `${one.method} ${one.host}${one.path}` },
       one.host, h("span", { class: "dim" }, one.path)),
-    h("td", { class: "c-provider clip", title: one.rule ? `by rule ${one.rule}` : null },
+    h("td", { class: `c-provider clip${one.attempts.length ? "" : " dim"}`, title: one.rule ? `by rule ${one.rule}` : null },
       failedOver(one) ? h("span", { class: "turn", title: "failed over" }, "↪ ") : null,
       one.mirror ? h("span", { class: "badge" }, "mirror") : null,
       one.provider ?? h("span", { class: "dim" }, "none"),

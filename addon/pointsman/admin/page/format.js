@@ -20,7 +20,9 @@ export const exact = (value) => (unknown(value) ? UNKNOWN : plain.format(value))
 /** US dollars; small sums with more places. */
 export function money(value) {
   if (unknown(value)) return UNKNOWN;
-  const places = value >= 100 ? 2 : value >= 1 || value === 0 ? 4 : 6;
+  if (value === 0) return "$0";
+  if (value < 0.000001) return "< $0.000001";
+  const places = value >= 100 ? 2 : value >= 1 ? 4 : 6;
   const amount = value.toLocaleString("en", {
     minimumFractionDigits: places, maximumFractionDigits: places,
   });

@@ -51,7 +51,7 @@ export function showProxy(live, config, now) {
   show(byId("about"), [
     h("span", { id: "processes" }, `${processes} ${wanted === 1 ? "process" : "processes"}`),
     config?.liveSince && h("span", { title: moment(Date.parse(config.liveSince) / 1000) },
-      "rules ", h("code", {}, config.rules), ` live since ${ago(Date.parse(config.liveSince) / 1000, now)}`),
+      "rules from ", h("code", {}, config.rules), ` live since ${ago(Date.parse(config.liveSince) / 1000, now)}`),
     config?.version && h("span", {}, `version ${config.version}`),
   ].filter(Boolean));
   show(byId("since"), "Counted since ",
@@ -64,7 +64,7 @@ function showNotices({ ready, reasons, warnings }, config) {
   const notices = [];
   const others = reasons.filter((reason) => reason !== "draining");
   if (reasons.includes("draining")) {
-    notices.push(notice("warn", "Draining", "Requests under way end; then the process does."));
+    notices.push(notice("warn", "Draining", "Requests under way come to their end; clients are asked to use another connection."));
   }
   if (others.length && !ready) notices.push(notice("bad", "Not ready", list(others)));
   if (config?.refused) {
@@ -101,10 +101,10 @@ export function showTotals(live) {
   const unpriced = sum.without_price ?? 0;
   show(byId("totals"),
     tile("Requests", number("requests", requests), [
-      number("errors", errors), errors === 1 ? " error" : " errors",
-      requests ? ` · ${percent(errors / requests)}` : "",
+      h("span", { "data-kind": errors ? "bad" : null }, number("errors", errors),
+        errors === 1 ? " error" : " errors", requests ? ` · ${percent(errors / requests)}` : ""),
       sum.mirrored ? ` · ${exact(sum.mirrored)} mirrored` : "",
-    ], errors ? "bad" : null),
+    ]),
     tile("Tokens", number("tokens", (sum.prompt_tokens ?? 0) + (sum.completion_tokens ?? 0)), [
       number("prompt_tokens", sum.prompt_tokens ?? 0), " in · ",
       number("completion_tokens", sum.completion_tokens ?? 0), " out",
@@ -121,9 +121,9 @@ export function showTotals(live) {
 }
 
 const number = (name, value) => h("span", { "data-total": name, title: exact(value) }, count(value));
-const tile = (title, value, below, kind = null) => h("div", { class: "card tile" },
+const tile = (title, value, below) => h("div", { class: "card tile" },
   h("h2", {}, title), h("p", { class: "value" }, value),
-  h("p", { class: "below", "data-kind": kind }, ...[below].flat()));
+  h("p", { class: "below" }, ...[below].flat()));
 
 // --- rules: configured against actual -------------------------------------------------------------
 
@@ -183,20 +183,21 @@ function ruleBlock(rule) {
   const total = [...rule.counts].reduce((sum, [provider, row]) => sum + (provider ? row.requests : 0), 0);
   const rows = rule.targets.map((target) => targetRow(rule, target, total));
   for (const [provider, row] of rule.counts) {
-    if (!provider) rows.push(h("li", { class: "other" }, `refused: ${exact(row.requests)}`));
-    else if (!rule.targets.some((target) => target.provider === provider)) {
+    if (!provider && rule.rule) rows.push(h("li", { class: "other" }, `refused: ${exact(row.requests)}`));
+    else if (provider && !rule.targets.some((target) => target.provider === provider)) {
       rows.push(h("li", { class: "other" }, `${provider}: ${exact(row.requests)}`));
     }
   }
+  const refused = rule.rule ? 0 : rule.counts.get("")?.requests ?? 0;
   const matches = rule.known?.rule.matches?.join(" or ");
   return h("div", { class: "rule", "data-route": rule.route, "data-rule": rule.rule },
     h("p", { class: "name" },
       rule.rule ? h("b", {}, rule.rule) : h("b", { class: "dim" }, "no rule"),
-      h("span", { class: "dim" }, rule.rule ? matches ?? "every request" : "refused before one matched"),
+      h("span", { class: "dim" }, rule.rule ? matches ?? "every request" : "refused: none matched, or the request can't be routed"),
       rule.known?.rule.observe ? h("span", { class: "badge" }, "observes") : null,
       rule.known?.rule.mirror ? h("span", { class: "badge" },
         `mirrors ${rule.known.rule.mirror.percent} % to ${rule.known.rule.mirror.target.provider}`) : null,
-      rule.targets.length ? h("span", { class: "sum num" }, exact(total)) : null),
+      h("span", { class: "sum num" }, exact(total + refused))),
     h("ul", {}, rows));
 }
 
