@@ -71,7 +71,9 @@ class Mirrors:
 
 
 async def _carry_out(outgoing: Outgoing, limits: TimeLimits, exchange: Exchange) -> None:
-    attempt = Attempt(exchange.provider or "", outgoing.host, time.perf_counter())
+    attempt = Attempt(
+        exchange.provider or "", outgoing.host, time.perf_counter(), port=outgoing.port
+    )
     exchange.attempts.append(attempt)
     error = None
     try:
