@@ -462,7 +462,7 @@ def test_who_dials_the_proxys_own_port_gets_nothing(
 def test_check_finds_the_proxy(started: Pod) -> None:
     done = started.names.redirect("check")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" arrived at port 15001, where the proxy listens") == 2
+    assert done.stdout.count(" arrived at port 15001, where the proxy listens") == 4
 
 
 # --- without the proxy ----------------------------------------------------------------------------
