@@ -20,8 +20,8 @@ from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
 from mitmproxy.master import Master
 from mitmproxy.proxy import mode_servers, server, tunnel
-from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers import TCPLayer, tls
+from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
 from mitmproxy.proxy.layers.http._http2 import Http2Connection, Http2Server
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
