@@ -85,6 +85,13 @@ class UnsupportedEncodingError(RequestError):
     flag = "DPE"
 
 
+class MalformedRequestError(RequestError):
+    """A request that names a host of ours, in bytes that are no HTTP."""
+
+    code = "malformed_request"
+    flag = "DPE"
+
+
 class AmbiguousHostError(RequestError):
     """A request that does not name one host: it names several, or one that can't be."""
 

@@ -169,6 +169,19 @@ def test_a_host_header_counts_wherever_the_connection_leads(
     assert guard.entry()["status"] == 403
 
 
+@pytest.mark.parametrize(
+    "first", ["POST /x http/1.1", " POST /x HTTP/1.1", "M-SEARCH /x HTTP/1.1", "!POST /x"]
+)
+def test_what_is_nearly_http_is_refused_by_its_host(
+    guard: Proxy, canary: Canary, first: str
+) -> None:
+    with guard.tunnel(LOOPBACK, canary.plain.port) as conn:
+        head = f"{first}\r\nAuthorization: Bearer {OWN}\r\nHost: {KNOWN}\r\n\r\n"
+        conn.sendall(head.encode())
+        assert b"x-pointsman-error: host_not_allowed" in read_all(conn)
+    assert_entry(guard.entry(), **{**CLOSED, "status": 403})
+
+
 def test_a_tunnel_to_it_is_not_opened(guard: Proxy) -> None:
     with connect(guard.address) as conn:
         conn.sendall(f"CONNECT {KNOWN}:443 HTTP/1.1\r\nHost: {KNOWN}:443\r\n\r\n".encode())

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -307,6 +307,66 @@ def test_a_tunnel_to_our_host_carries_no_other_host(stage: Stage) -> None:
     assert_told(answer, 421, "misdirected")
     stage.assert_nothing_sent()
     stage.proxy.entry()
+
+
+NEARLY_HTTP = [
+    b"POST /x http/1.1",
+    b" POST /x HTTP/1.1",
+    b"P0ST /x HTTP/1.1",
+    b"POST\t/x\tHTTP/1.1",
+    b"!POST /x HTTP/1.1",
+    b"POST /x",
+    b"\0\r\nPOST /x HTTP/1.1",
+]
+
+
+@pytest.mark.parametrize("first", NEARLY_HTTP)
+@pytest.mark.parametrize(
+    "field", ["Host: localhost", "hOST : LOCALHOST.:80", "Host:\r\n localhost"]
+)
+def test_what_is_nearly_http_does_not_reach_our_host(
+    stage: Stage, first: bytes, field: str
+) -> None:
+    """A lenient server would take it, with the client's key, in clear."""
+    rest = f"\r\nAuthorization: Bearer {OWN}\r\n{field}\r\nContent-Length: 2\r\n\r\n{{}}"
+    answer = ask(stage.tunnel("127.0.0.1"), first + rest.encode())
+    assert_told(answer, 400, "malformed_request")
+    stage.assert_nothing_sent()
+    entry = stage.proxy.entry()
+    assert_entry(entry, host=OURS, status=400, flags=["DPE"], error="malformed_request")
+    assert OWN not in stage.proxy.printed
+
+
+@pytest.mark.parametrize("first", NEARLY_HTTP[:-1])
+@pytest.mark.parametrize("size", [1, 16])
+def test_what_is_nearly_http_does_not_in_pieces_either(
+    stage: Stage, raw_server: Callable[..., RawServer], first: bytes, size: int
+) -> None:
+    """The server sees no field of it: they are held back until the Host is there."""
+    received: list[bytes] = []
+    server = raw_server(lambda conn: received.append(read_all(conn)))
+    whole = first + f"\r\nAuthorization: {OWN}\r\nHost: {OURS}\r\n\r\n".encode()
+    if whole.startswith(b"POST /x"):  # mitmproxy waits for no end of the line here: it is HTTP
+        whole = b" " + whole
+    with stage.proxy.tunnel(LOOPBACK, server.port) as conn:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(ConnectionError):
+            for start in range(0, len(whole), size):
+                conn.sendall(whole[start : start + size])
+        with suppress(ConnectionError):
+            assert_told(read_all(conn), 400, "malformed_request")
+    assert_entry(stage.proxy.entry(), host=OURS, status=400, flags=["DPE"])
+    assert b"Auth" not in b"".join(received)
+
+
+def test_what_only_looks_like_a_head_is_not_held_for_long(
+    stage: Stage, raw_server: Callable[..., RawServer]
+) -> None:
+    said_so_far = b" ASK a/b\r\nname: value\r\n"
+    server = raw_server(lambda conn: conn.sendall(read_exactly(conn, len(said_so_far))))
+    with stage.proxy.tunnel(LOOPBACK, server.port) as conn:
+        conn.sendall(said_so_far)
+        assert read_exactly(conn, len(said_so_far)) == said_so_far
 
 
 # --- HTTP/2 ---------------------------------------------------------------------------------------

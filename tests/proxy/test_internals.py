@@ -22,8 +22,8 @@ from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
 from mitmproxy.master import Master
 from mitmproxy.proxy import mode_servers, server, tunnel
+from mitmproxy.proxy.layers import TCPLayer, tls
 from mitmproxy.proxy.layers import http as http_layer
-from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
 from mitmproxy.proxy.layers.http._http2 import Http2Connection, Http2Server
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
@@ -225,6 +225,16 @@ def test_trailers_are_put_where_mitmproxys_http1_ends_a_message() -> None:
         assert "Http1Client(" in inspect.getsource(maker._handle_event)
     event = h11.EndOfMessage(headers=[("X-Sum", "1")])
     assert event.headers.raw_items() == [(b"X-Sum", b"1")]
+
+
+def test_raw_bytes_are_relayed_where_ours_watches_them() -> None:
+    assert parameters(TCPLayer.__init__) == ["self", "context", "ignore"]
+    assert parameters(TCPLayer.relay_messages) == ["self", "event"]
+    assert parameters(TCPLayer.done) == ["self", "_"]
+    source = inspect.getsource(TCPLayer.start)
+    assert "self._handle_event = self.relay_messages" in source
+    assert "self._handle_event = self.done" in source
+    assert "TcpEndHook(self.flow)" in inspect.getsource(TCPLayer.relay_messages)
 
 
 def test_a_drain_finds_listeners_connections_and_what_moved_last() -> None:

@@ -41,6 +41,7 @@ from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import declare
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
+from pointsman.proxy.raw import watch_raw
 from pointsman.proxy.redirected import Redirected
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
@@ -324,7 +325,8 @@ class Pointsman:
                 return refusing
             chosen = choose(context, client_data, server_data)
             chosen = reconsider(self.router.table, context, client_data, chosen)
-            return refuse_raw(self.router, context, chosen)
+            chosen = refuse_raw(self.router, context, chosen)
+            return watch_raw(self.router, context, client_data, chosen)
 
         chooser._next_layer = judge  # type: ignore[method-assign,assignment] # noqa: SLF001
 

@@ -19,7 +19,7 @@ from mitmproxy.proxy.layers import TCPLayer
 
 from pointsman.config.hosts import Hosts, known_llm_hosts, parse_hosts
 from pointsman.config.resources import normalise_host
-from pointsman.errors import HostNotAllowedError
+from pointsman.errors import RequestError
 from pointsman.protocols.errors import error_body
 from pointsman.proxy.claiming import connection_names, not_allowed
 from pointsman.proxy.router import Router
@@ -114,7 +114,7 @@ def refuse_tunnel(router: Router, flow: http.HTTPFlow) -> None:
     )
     headers = {"content-type": "application/json", "x-pointsman-error": error.code}
     flow.response = http.Response.make(error.status, content, headers)
-    _record(router, flow.client_conn, host, method="CONNECT", status=error.status)
+    record_refusal(router, flow.client_conn, host, error, method="CONNECT", status=error.status)
 
 
 def _denied(router: Router, names: Sequence[str]) -> str | None:
@@ -126,13 +126,20 @@ def _denied(router: Router, names: Sequence[str]) -> str | None:
 
 def _observes(router: Router, context: Context, host: str) -> bool:
     """Record a connection; tell whether it goes on, as who only observes refuses nothing."""
-    _record(router, context.client, host)
+    record_refusal(router, context.client, host, not_allowed(host))
     return router.observe
 
 
-def _record(
-    router: Router, client: Client, host: str, *, method: str = "", status: int | None = None
+def record_refusal(  # noqa: PLR0913 (what is known of it)
+    router: Router,
+    client: Client,
+    host: str,
+    error: RequestError,
+    *,
+    method: str = "",
+    status: int | None = None,
 ) -> None:
+    """Log a connection that is refused, or would be but for who only observes."""
     now, peer = time.perf_counter(), client.peername
     exchange = Exchange(
         request_id=client.id,
@@ -144,10 +151,10 @@ def _record(
         workload=router.workload,
         namespace=router.namespace,
         status=status,
-        error=None if router.observe else HostNotAllowedError.code,
+        error=None if router.observe else error.code,
         ended=now,
     )
-    exchange.flag(HostNotAllowedError.flag)
+    exchange.flag(error.flag)
     if router.observe:
         exchange.flag("OB")
     router.sinks.emit(exchange)
