@@ -6,6 +6,7 @@ import logging
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -338,19 +339,30 @@ def test_one_kind_that_is_not_known_yet_holds_the_rules_back(cluster: Cluster) -
     follow(of(), work)
 
 
+@pytest.mark.parametrize(
+    "gone", [("llmproviders",), ("llmroutes",), ("llmproviders", "llmroutes")], ids="+".join
+)
 def test_a_list_with_nothing_in_it_is_not_believed(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, gone: tuple[str, ...]
 ) -> None:
-    """An API server that was restored, or is another one, must not make all pass unrouted."""
+    """An API server that was restored, or is another one, must not make all pass unrouted.
+
+    The two kinds are listed one after the other: what is gone of one waits for no other.
+    """
     cluster.apply(provider("p"), route("r", "llm.test"))
     rules = of()
     rules.load()
 
     def nothing(request: web.BaseRequest) -> web.Response | None:
-        if request.query.get("watch") == "true":
+        if request.query.get("watch") == "true" or not request.path.endswith(gone):
             return None
         found = {"kind": "List", "metadata": {"resourceVersion": "0"}, "items": []}
         return web.json_response(found)
+
+    def doubted() -> bool:
+        kinds = {"llmproviders": "LLMProvider", "llmroutes": "LLMRoute"}
+        named = " or ".join(kinds[name] for name in gone)
+        return any(f"suddenly lists no {named};" in fault for fault in rules.faults)
 
     async def work(live: Live) -> None:
         await until(lambda: len(cluster.watching) == 2)
@@ -360,14 +372,44 @@ def test_a_list_with_nothing_in_it_is_not_believed(
         cluster.trouble(nothing)
         cluster.compact()
         await asyncio.to_thread(cluster.cut)
-        await until(lambda: any("suddenly lists no" in fault for fault in rules.faults))
+        await until(doubted)
+        await asyncio.sleep(0.1)  # several pauses and debounces: nothing comes of it later either
+        assert doubted()
         assert len(live.tables) == before
         cluster.trouble(None)
         await do(cluster, provider("p"), route("r", "new.test"))
         await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
 
     follow(rules, work)
-    assert len([m for m in caplog.messages if "suddenly lists no" in m]) == 1
+    told = [message for message in caplog.messages if "suddenly lists no" in message]
+    assert told
+    assert all(one != next_ for one, next_ in pairwise(told))  # once, not with each look
+
+
+def test_a_kind_that_is_gone_after_a_doubt_is_believed_once_it_was_there_again(
+    cluster: Cluster,
+) -> None:
+    """Who means it, after all, creates one and deletes it."""
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    rules = of()
+    rules.load()
+
+    async def work(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        cluster.refuse(500, path="watch=true")
+        await asyncio.to_thread(cluster.cut)
+        await asyncio.to_thread(cluster.delete, "LLMRoute", "r", "a")
+        cluster.compact()
+        cluster.trouble(None)
+        await until(lambda: any("suddenly lists no LLMRoute;" in fault for fault in rules.faults))
+        await do(cluster, route("r", "new.test"))
+        await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
+        await asyncio.to_thread(cluster.delete, "LLMRoute", "r", "a")
+        await until(lambda: live.providers("new.test") is None)
+        assert live.providers("p.test") == ["p"]
+        assert not rules.faults
+
+    follow(rules, work)
 
 
 def test_who_deletes_the_last_object_means_it(cluster: Cluster) -> None:

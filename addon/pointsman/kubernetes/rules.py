@@ -186,7 +186,7 @@ class ClusterRules:
             if not all(watched.known for watched in self._watched):
                 continue
             named = self._named()
-            if self._doubts(named):
+            if self._doubts():
                 refused()
                 continue
             try:
@@ -196,19 +196,21 @@ class ClusterRules:
                 logger.exception("the rules were not reloaded, the last good ones stay")
                 refused()
 
-    def _doubts(self, named: Mapping[str, _Found]) -> bool:
-        """Tell whether that there are no objects is doubted: then the live rules stay.
+    def _doubts(self) -> bool:
+        """Tell whether that there are no objects of a kind is doubted: then the live rules stay.
 
         Who deletes the last object means it. A list with nothing in it, where there were some, may
-        as well be the fault of an API server that was restored or that is another one.
+        as well be the fault of an API server that was restored or that is another one. Each kind is
+        doubted for itself: the other one may only not have been listed again yet.
         """
         before = {rule["kind"] for rule in (self._seen or self._good).values()}
-        gone = zip(KINDS, self._watched, strict=True)
+        watched = zip(KINDS, self._watched, strict=True)
+        gone = [kind for kind, w in watched if kind in before and w.listed_none]
         doubt = None
-        if not named and any(w.listed_none for kind, w in gone if kind in before):
+        if gone:
             doubt = (
-                f"{self}: the Kubernetes API suddenly lists no {' or '.join(KINDS)}; the last good"
-                " rules stay; create one, or restart the proxy to go on without rules"
+                f"{self}: the Kubernetes API suddenly lists no {' or '.join(gone)}; the last good"
+                " rules stay; create one, or restart the proxy to go on without"
             )
         if self._doubt and not doubt:
             self._seen = None  # so that what is there now goes live, and is told
