@@ -18,7 +18,6 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver, Servers
 from mitmproxy.addons.script import Script, ScriptLoader
 from mitmproxy.addons.termlog import TermLogHandler
-from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import Server
 from mitmproxy.master import Master
 from mitmproxy.proxy import mode_servers, server, tunnel
@@ -64,7 +63,11 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         (clientplayback.ReplayHandler.__init__, ["self", "flow", "options"]),
         (clientplayback.MockServer.__init__, ["self", "flow", "context"]),
         (NextLayer._get_client_hello, ["context", "data_client"]),
-        (TlsConfig.tls_start_server, ["self", "tls_start"]),
+        (tls.ServerTLSLayer.start_handshake, ["self"]),
+        (tls.ServerTLSLayer.start_tls, ["self"]),
+        (tls.ServerTLSLayer.receive_handshake_data, ["self", "data"]),
+        (tls.ServerTLSLayer.on_handshake_error, ["self", "err"]),
+        (tls.ServerTLSLayer._handshake_finished, ["self", "err"]),
     ],
 )
 def test_what_is_overridden_or_called_keeps_its_parameters(

@@ -29,7 +29,7 @@ from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
 from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import contentviews, tuning
 from pointsman.proxy.commands import Commands
-from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
+from pointsman.proxy.connections import ConnectTimeouts
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
@@ -46,7 +46,6 @@ from pointsman.proxy.redirected import Redirected
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
-from pointsman.proxy.upstream_tls import start_tls
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
 
@@ -343,11 +342,6 @@ class Pointsman:
         """Decrypt only what is ours."""
         if leave_encrypted(self.router.table, data):
             data.ignore_connection = True
-
-    def tls_start_server(self, tls_start: tls.TlsData) -> None:
-        """Use the provider's own TLS settings."""
-        if isinstance(tls_start.conn, ProviderConnection):
-            start_tls(tls_start, tls_start.conn.settings)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Bound how long the connection takes, and let none lead to our own endpoint."""
