@@ -347,7 +347,7 @@ class RoutedRequest:
         self.kept.clear()
         if self._said:
             self._said.clear()
-        self._api = detect(outgoing.method, outgoing.path) or self._api
+        self._api = outgoing.api or self._api
         exchange.api = self._api.name if self._api else None
         attempt = Attempt(
             provider=target.provider if target else outgoing.host,

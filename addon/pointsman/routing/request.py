@@ -191,6 +191,11 @@ class ClientRequest:
             return None
         return model_in_path(self.bare_path) or self.body.string("model")
 
+    @property
+    def is_websocket(self) -> bool:
+        """Whether the request opens a WebSocket: what follows its answer is no HTTP."""
+        return self.header_values.get("upgrade", "").lower() == "websocket"
+
     def cookie(self, name: str) -> str | None:
         """Return a cookie's value, or None."""
         for pair in self.header_values.get("cookie", "").replace(",", ";").split(";"):
