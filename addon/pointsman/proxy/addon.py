@@ -46,6 +46,8 @@ from pointsman.proxy.redirected import Redirected
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
+from pointsman.proxy.upstream_tls import OPTIONS as TLS_OPTIONS
+from pointsman.proxy.upstream_tls import trust_of
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
 
@@ -132,6 +134,8 @@ class Pointsman:
             self.router.body_limit = parse_size(ctx.options.llm_body_limit)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if updated & TLS_OPTIONS:
+            self.router.mirrors.trust = trust_of(ctx.options)
         if self._running:
             refuse_change(updated)
         if "llm_drain_timeout" in updated:
@@ -261,6 +265,11 @@ class Pointsman:
         self._backends.keep(loaded.table)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
+        upstream = any(mode.startswith("upstream:") for mode in ctx.options.mode)
+        if upstream and any(rule.mirror for _, rule in loaded.table.rules()):
+            logger.warning(
+                "with mode upstream: nothing is mirrored: no copy may go past that proxy"
+            )
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
         logger.info(
             "rules live from %s: %d providers, %d routes%s",

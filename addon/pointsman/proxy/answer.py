@@ -37,6 +37,13 @@ class Answer:
         self.filters = filter_usage and self.event_stream and self._decoder is None
         self.reader = api.reader(event_stream=self.event_stream, filter_usage=self.filters)
 
+    @property
+    def opening(self) -> bool:
+        """Whether it is a stream whose first content is still to come."""
+        if not self.event_stream or self.reader is None:
+            return False
+        return not (self.reader.content_started or self.reader.complete)
+
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk; return what the client gets now."""
         if self.reader is None:

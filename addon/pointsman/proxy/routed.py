@@ -31,6 +31,7 @@ from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import Answer
 from pointsman.proxy.claiming import port_of
 from pointsman.proxy.keys import no_key
+from pointsman.proxy.mirroring import Copy
 from pointsman.proxy.own_keys import Masked
 from pointsman.proxy.router import Decision, Router, Tracing
 from pointsman.proxy.shaping import Shaper
@@ -392,15 +393,21 @@ class RoutedRequest:
         if self._mirrored or decision is None or decision.observe:
             return
         self._mirrored = True
-        wanted = decision.rule.mirror
-        if wanted is None or not self._router.mirrors_now(decision.rule):
+        wanted, mirrors = decision.rule.mirror, self._router.mirrors
+        if wanted is None or (request := self.client_request()).is_websocket:
+            return
+        if not self._router.mirrors_now(decision.rule):
+            return
+        if self.flow.server_conn.via is not None:
+            mirrors.drop(own.rule, "they would have to go by the upstream proxy")
             return
         if not self._router.keys.available(wanted.target):
+            mirrors.drop(own.rule, "their provider has no key")
             return
         try:
-            outgoing = rewrite(wanted.target, self.client_request())
+            outgoing = rewrite(wanted.target, request)
         except (RequestError, CredentialError) as error:
-            logger.warning("a request could not be mirrored to %s: %s", wanted.target.host, error)
+            mirrors.drop(own.rule, f"they can't be made for {wanted.target.host}: {error}")
             return
         copy = Exchange(
             request_id=own.request_id,
@@ -424,8 +431,7 @@ class RoutedRequest:
             request_bytes=own.request_bytes,
         )
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin_copy(own, copy))
-        emit = self._router.sinks.emit
-        self._router.mirrors.send(outgoing, wanted.target.limits, copy, emit)
+        mirrors.send(Copy(outgoing, wanted.target.limits, copy, self._router.sinks.emit))
 
     def attempts_left(self) -> bool:
         """Tell whether the plan has another attempt."""
@@ -580,10 +586,7 @@ class RoutedRequest:
 
     def opens_with_content(self) -> bool:
         """Tell whether the answer is a stream whose first content is still to come."""
-        answer = self.answer
-        if answer is None or not answer.event_stream or answer.reader is None:
-            return False
-        return not (answer.reader.content_started or answer.reader.complete)
+        return self.answer is not None and self.answer.opening
 
     def opened_with_error(self) -> bool:
         """Tell whether the stream has said that it failed, before any content."""
