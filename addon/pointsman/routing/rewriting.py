@@ -399,7 +399,7 @@ def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Pa
     elif config is not None and config.stream is False and "stream_options" in fields:
         changes["stream_options"] = None  # providers refuse it without stream
     body = None
-    if changes:
+    if changes or (config is not None and request.body.repeats(_owned(config))):
         merged = {**fields, **changes}
         body = msgspec.json.encode({k: v for k, v in merged.items() if v is not None})
     wanted_stream = fields.get("stream") == _TRUE
@@ -408,6 +408,11 @@ def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Pa
         shape = "fold" if stream else "unfold"
     usage = wanted_stream and _asks_usage(fields.get("stream_options", _NULL))
     return _Patched(body, model, stream, asked_usage, shape, client_usage=usage)
+
+
+def _owned(config: CallConfig) -> set[str]:
+    """Return the fields that rules look at or set: no other reader may find another value."""
+    return {"model", "stream", "stream_options", *config.params_default, *config.params_set}
 
 
 def _patch_model(
