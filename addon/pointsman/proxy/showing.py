@@ -122,7 +122,7 @@ class Showing:
             rewritten = self._rewritten
             shown.metadata[WAY] = way_of(
                 exchange,
-                [(t.provider, s, t.priority) for t, s in shares(decision.rule.targets)]
+                [(t.provider, s, t.priority) for t, s in shares(decision.rule.targets) if s]
                 if decision
                 else [],
                 place=rewritten.place,
