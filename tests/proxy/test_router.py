@@ -332,14 +332,7 @@ each_error = pytest.mark.parametrize(("error", "status", "flag"), ERRORS)
 
 def body_of(error: type[RequestError], path: str) -> dict[str, object]:
     api = detect("POST", path)
-    raw = error_body(
-        api.name if api else None,
-        status=error.status,
-        message='Say "é".',
-        kind=error.kind,
-        code=error.code,
-        param=error.param,
-    )
+    raw = error_body(error('Say "é".'), api.name if api else None)
     decoded: dict[str, object] = json.loads(raw)
     return decoded
 

@@ -33,6 +33,7 @@ from pointsman.proxy.claiming import port_of
 from pointsman.proxy.keys import no_key
 from pointsman.proxy.mirroring import Copy
 from pointsman.proxy.own_keys import Masked
+from pointsman.proxy.refusing import refusal_of
 from pointsman.proxy.router import Decision, Router, Tracing
 from pointsman.proxy.shaping import Shaper
 from pointsman.proxy.showing import Showing
@@ -606,7 +607,7 @@ class RoutedRequest:
         """Return the event that ends a stream which has begun; None where the answer is none."""
         if self.answer is None or not self.answer.event_stream:
             return None
-        data = self._error_body(error)
+        data = error_body(error, self._api.name if self._api else None)
         named = b"event: error\n" if self._api and self._api.name.startswith("anthropic") else b""
         return b"\n\n" + named + b"data: " + data + b"\n\n"
 
@@ -681,21 +682,9 @@ class RoutedRequest:
         self.exchange.flag(error.flag)
         self.exchange.error = self.exchange.error or error.code
         self.answer = None
-        body = self._error_body(error)
-        self.exchange.response_bytes = len(body)
-        headers = {"content-type": "application/json", "x-pointsman-error": error.code}
-        self.flow.response = http.Response.make(error.status, body, headers)
+        self.flow.response = refusal_of(error, self._api.name if self._api else None)
+        self.exchange.response_bytes = len(self.flow.response.raw_content or b"")
         self._part(self.flow.response)
-
-    def _error_body(self, error: RequestError) -> bytes:
-        return error_body(
-            self._api.name if self._api else None,
-            status=error.status,
-            message=str(error),
-            kind=error.kind,
-            code=error.code,
-            param=error.param,
-        )
 
     # --- the end ----------------------------------------------------------------------------------
 
