@@ -230,6 +230,7 @@ def test_a_provider_that_refuses_to_be_asked_is_asked_again_without(
         assert sse(client.post(url, json=body).content)
         assert refusing.call().json() == body, "it is not asked a second time"
         assert len(proxy.entry()["attempts"]) == 1
+    assert proxy.out.text().count("refuses to be asked for the usage of streams") == 1
 
 
 def test_a_refusal_for_another_reason_reaches_the_client(

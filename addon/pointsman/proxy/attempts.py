@@ -40,6 +40,7 @@ from pointsman.errors import (
     UpstreamResetError,
     UpstreamTimeoutError,
 )
+from pointsman.proxy.answer import SUCCESS
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
 from pointsman.proxy.routed import Call, RoutedRequest
 from pointsman.proxy.router import Router
@@ -49,7 +50,6 @@ from pointsman.routing.planning import condition, retry_after
 _UNPROCESSABLE = frozenset({400, 422})
 _DRAIN_SECONDS = 5.0
 _MAX_HELD = 256 * 1024  # bytes of an answer that are held back
-_SUCCESS = range(200, 300)
 
 type _Action = Callable[[RoutedRequest], layer.CommandGenerator[None]]
 
@@ -289,7 +289,7 @@ class AttemptingStream(HttpStream):
             return
         head = ResponseHeaders(self.stream_id, response, event.end_stream)
         ours.begin_answer(response)
-        good = response.status_code in _SUCCESS and not event.end_stream
+        good = response.status_code in SUCCESS and not event.end_stream
         if good and (shaper := ours.shaper()):
             self._held, self._shaper = head, shaper
             self.server_state = self.state_shape

@@ -16,10 +16,10 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server
 
 from pointsman.errors import InternalError
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
+from pointsman.proxy.faults import describe
 from pointsman.proxy.http1 import ProviderClient, Server, is_http1
 from pointsman.proxy.router import Router
 from pointsman.proxy.streams import Stream
-from pointsman.proxy.tuning import describe
 from pointsman.proxy.upstream_tls import ProviderTLSLayer
 
 logger = logging.getLogger(__name__)

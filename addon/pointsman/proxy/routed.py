@@ -28,8 +28,9 @@ from pointsman.errors import (
 )
 from pointsman.protocols import detect
 from pointsman.protocols.errors import error_body
-from pointsman.proxy.answer import Answer
+from pointsman.proxy.answer import SUCCESS, Answer
 from pointsman.proxy.claiming import port_of
+from pointsman.proxy.faults import log_fault
 from pointsman.proxy.keys import no_key
 from pointsman.proxy.mirroring import Copy
 from pointsman.proxy.own_keys import Masked
@@ -61,7 +62,6 @@ _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
 _SWITCHING_PROTOCOLS = 101
-_MULTIPLE_CHOICES = 300  # the first status that is no success
 _BODILESS = frozenset({204, 304})
 
 
@@ -213,8 +213,8 @@ class RoutedRequest:
             if isinstance(error, KeyMissingError):
                 self.exchange.rule, self.exchange.provider = error.rule, error.provider
             return self._unless_observing(error)
-        except Exception:
-            logger.exception("no decision could be made")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(logger, "no decision could be made", fault)
             return InternalError("Pointsman failed to handle this request.")
         finally:
             self.exchange.overhead += time.perf_counter() - started
@@ -258,8 +258,8 @@ class RoutedRequest:
                     self._passes_unread = True
             except RequestError as error:
                 self._passes_unread = self._unless_observing(error) is None
-            except Exception:
-                logger.exception("no decision could be made")
+            except Exception as fault:  # noqa: BLE001
+                log_fault(logger, "no decision could be made", fault)
         return self._passes_unread
 
     def _decide(self, request: ClientRequest) -> None:
@@ -317,8 +317,8 @@ class RoutedRequest:
                 attempt = Attempt(target.provider, target.host, started)
                 attempt.end(started, error="no key")
                 self.exchange.attempts.append(attempt)
-            except Exception:
-                logger.exception("a request could not be rewritten")
+            except Exception as fault:  # noqa: BLE001
+                log_fault(logger, "a request could not be rewritten", fault)
                 return InternalError("Pointsman failed to handle this request.")
             finally:
                 self.exchange.overhead += time.perf_counter() - started
@@ -358,8 +358,6 @@ class RoutedRequest:
             port=outgoing.port,
         )
         exchange.attempts.append(attempt)
-        self._occupy(target)
-        self._occupy(target)
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
         self.call = Call(target, outgoing, attempt)
         if self._showing is not None and self._showing.full:
@@ -373,8 +371,8 @@ class RoutedRequest:
             return outgoing
         try:
             fields = begin(self._router.tracing)
-        except Exception:
-            logger.exception("a call could not be traced")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(logger, "a call could not be traced", fault)
             return outgoing
         return replace(outgoing, headers=with_trace(outgoing.headers, fields))
 
@@ -571,7 +569,7 @@ class RoutedRequest:
             content_encoding=self._encoding,
             filter_usage=asked_usage and self.call.outgoing.shape is None,
         )
-        if response.status_code < _MULTIPLE_CHOICES and self.answer.event_stream:
+        if response.status_code in SUCCESS and self.answer.event_stream:
             self._learn(asked_usage=asked_usage)
         if response.status_code != _SWITCHING_PROTOCOLS:
             headers.fields = without_hop_by_hop(headers.fields)
@@ -652,9 +650,9 @@ class RoutedRequest:
         assert self.answer
         try:
             passed = self.answer.feed(chunk) if chunk else self.answer.close()
-        except Exception:
+        except Exception as fault:  # noqa: BLE001
             # The answer goes on unread: losing the count is better than losing the answer.
-            logger.exception("an answer could not be read; its usage is unknown")
+            log_fault(logger, "an answer could not be read; its usage is unknown", fault)
             self.answer.reader = None
             passed = chunk
         self._time_chunks(self.answer, started)
@@ -742,8 +740,8 @@ class RoutedRequest:
         for step in steps:
             try:
                 step()
-            except Exception:
-                logger.exception("a request could not be accounted for in full")
+            except Exception as fault:  # noqa: BLE001
+                log_fault(logger, "a request could not be accounted for in full", fault)
         self._router.closed(self._client, self)
 
     def _emit(self, ended: float) -> None:
@@ -766,6 +764,8 @@ class RoutedRequest:
         if reader.failed and exchange.error is None and (exchange.status or 0) < 400:  # noqa: PLR2004
             exchange.error = "error event in the answer"
         self.answer.account(exchange, self.call.attempt.provider_host, source)
+        if reader.fault is not None:
+            self._router.tell_fault(self.call.attempt.provider_host, reader.fault)
 
     def _show(self) -> None:
         if self._showing is not None:

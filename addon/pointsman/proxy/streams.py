@@ -40,9 +40,9 @@ from pointsman.errors import BodyTooLargeError, InternalError, RequestError
 from pointsman.proxy.attempts import AttemptingStream
 from pointsman.proxy.claiming import claim, is_address, refused
 from pointsman.proxy.egress import refuse_tunnel
+from pointsman.proxy.faults import describe
 from pointsman.proxy.routed import RoutedRequest
 from pointsman.proxy.router import Router
-from pointsman.proxy.tuning import describe
 
 logger = logging.getLogger(__name__)
 
