@@ -142,6 +142,48 @@ def test_a_client_is_not_told_where_the_ca_file_was(
     openai.calls(0)
 
 
+def test_by_an_upstream_proxy_it_is_the_same(
+    start_proxy: StartProxy, openai: Far, authority: Authority, tmp_path: Path
+) -> None:
+    (tmp_path / "none").mkdir()
+    company = start_proxy(tmp_path / "none")
+    pinned = tmp_path / "pinned.pem"
+    shutil.copy(authority.certificate, pinned)
+    manifest = openai.manifest()
+    manifest["spec"]["tls"] = {"caFile": str(pinned)}
+    rules = write_rules(tmp_path / "rules", manifest)
+    proxy = start_proxy(rules, mode=f"upstream:{company.url}")
+    for spoil, status in ((None, 200), (remove, 502)):
+        if spoil is not None:
+            spoil(pinned)
+        with proxy.client() as client:
+            url = "http://api.openai.com/v1/chat/completions"
+            assert client.post(url, json=chat(model="m")).status_code == status
+        assert_entry(proxy.entry(), status=status)
+    openai.call()
+
+
+def test_where_mitmproxys_own_trust_can_not_be_had_the_call_fails_at_once(
+    start_proxy: StartProxy, openai: Far, authority: Authority, tmp_path: Path
+) -> None:
+    """mitmproxy itself would wait for a handshake that it has not begun."""
+    trusted = tmp_path / "trusted.pem"
+    shutil.copy(authority.certificate, trusted)
+    manifest = openai.manifest()
+    del manifest["spec"]["tls"]
+    rules = write_rules(tmp_path / "rules", manifest)
+    proxy = start_proxy(rules, "--set", f"ssl_verify_upstream_trusted_ca={trusted}")
+    garble(trusted)
+    with proxy.client() as client:
+        answer = client.post("http://api.openai.com/v1/chat/completions", json=chat(model="m"))
+    assert_refused(answer, 502, "upstream_failure")
+    entry = proxy.entry()
+    assert entry["attempts"][0]["error"] == "TLS could not be set up"
+    openai.calls(0)
+    proxy.expect_error("Cannot load trusted certificates")
+    proxy.expect_any_error()
+
+
 def _asking_for_certificates(authority: Authority, name: str) -> ssl.SSLContext:
     context = server_context(authority, name)
     context.verify_mode = ssl.CERT_REQUIRED
