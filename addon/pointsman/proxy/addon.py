@@ -357,6 +357,7 @@ class Pointsman:
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Without TLS, the connection can be used now."""
         tuning.keep_alive(ctx.master, data.client, data.server)
+        self.router.reading.attach(ctx.master, data.client, data.server)
         if not data.server.tls:
             self._connect_timeouts.end(data.server)
 
@@ -371,6 +372,7 @@ class Pointsman:
 
     def server_disconnected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """It has failed during TLS, or is over."""
+        self.router.reading.forget(data.server)
         self._connect_timeouts.end(data.server)
 
     def client_connected(self, client: Client) -> None:
@@ -378,10 +380,12 @@ class Pointsman:
         self._redirected.judge(ctx.master, client)
         tuning.allow_parallel_calls(ctx.master, client)
         tuning.keep_alive(ctx.master, client, client)
+        self.router.reading.attach(ctx.master, client, client)
 
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        self.router.reading.forget(client)
         tuning.close_for_good(ctx.master, client)
 
     # --- what is kept -----------------------------------------------------------------------------

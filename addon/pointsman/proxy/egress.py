@@ -27,6 +27,7 @@ from pointsman.telemetry.exchange import Exchange
 
 # A fatal alert, access_denied (RFC 8446, 6.2): clients say so, where a bare close puzzles them.
 _ACCESS_DENIED = bytes.fromhex("15 0303 0002 02 31")
+_DECODE_ERROR = bytes.fromhex("15 0303 0002 02 32")
 # OpenSSL takes no longer one either; mitmproxy would collect 16 MB.
 _LONGEST_CLIENT_HELLO = 128 * 1024
 
@@ -72,18 +73,21 @@ class Refused(layer.Layer):
 def refuse_tls(router: Router, context: Context, client_data: bytes) -> Refused | None:
     """Return what closes a connection whose ClientHello, or whose far end, names a denied host.
 
+    A ClientHello without an end is refused whatever it names.
+
     Raises:
         NeedsMoreData: the ClientHello is not complete.
     """
-    tcp = context.client.transport_protocol == "tcp"
-    if not router.table.denied or context.server.address is None or not tcp:
+    if context.client.transport_protocol != "tcp":
         return None
     try:
         hello = NextLayer._get_client_hello(context, client_data)  # noqa: SLF001 (see test_internals)
     except NeedsMoreData:
         if len(client_data) > _LONGEST_CLIENT_HELLO:
-            return Refused(context, alert=_ACCESS_DENIED)
+            return Refused(context, alert=_DECODE_ERROR)
         raise
+    if not router.table.denied or context.server.address is None:
+        return None
     if hello is None:
         return None
     host = _denied(router, [*([hello.sni] if hello.sni else []), *connection_names(context)])

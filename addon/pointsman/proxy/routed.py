@@ -309,6 +309,7 @@ class RoutedRequest:
                 # Gone since the plan was made.
                 assert target
                 assert self.decision
+                again = False
                 self._router.keys.tell(target, error)
                 if not self.attempts_left():
                     return no_key(self.decision.rule.name, [target.provider])
@@ -337,7 +338,6 @@ class RoutedRequest:
             outgoing = rewrite(target, request, inject_usage=inject)
             exchange.provider, exchange.provider_host = target.provider, target.host
             self._router.health.begin(target, time.monotonic())
-        self._occupy(target)
         exchange.request_model = name_of(outgoing.model)
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
@@ -356,7 +356,6 @@ class RoutedRequest:
             port=outgoing.port,
         )
         exchange.attempts.append(attempt)
-        self._occupy(target)
         self._occupy(target)
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
         self.call = Call(target, outgoing, attempt)
@@ -600,8 +599,14 @@ class RoutedRequest:
         return Shaper(self.call.outgoing, self._encoding)
 
     def error_event(self, error: RequestError) -> bytes | None:
-        """Return the event that ends a stream which has begun; None where the answer is none."""
+        """Return the event that ends a stream which has begun; None where there is no place for it.
+
+        Within a length that was announced, or among compressed bytes, it would not be read as one.
+        """
+        assert self.flow.response
         if self.answer is None or not self.answer.event_stream:
+            return None
+        if "content-length" in self.flow.response.headers or self._encoding not in {"", "identity"}:
             return None
         data = self._error_body(error)
         named = b"event: error\n" if self._api and self._api.name.startswith("anthropic") else b""

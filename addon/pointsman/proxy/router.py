@@ -14,6 +14,7 @@ from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.proxy.own_keys import OwnKeys
+from pointsman.proxy.reading import Reading
 from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
@@ -96,6 +97,7 @@ class Router:
         self.health = Health()
         self.keys = Keys()
         self.mirrors = Mirrors()
+        self.reading = Reading()
         self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
         self._usage_accepted: set[str] = set()
@@ -192,6 +194,8 @@ class Router:
             return None
         decision = self.decide(route, request)
         if patches_body(decision.target, request) and not decision.observe:
+            # The probe that it may have been is free again.
+            self.health.abandoned(decision.target, time.monotonic())
             return None
         return decision
 

@@ -37,11 +37,10 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from pointsman.errors import BodyTooLargeError, InternalError, RequestError
-from pointsman.proxy.attempts import AttemptingStream
+from pointsman.proxy.attempts import Alarm, AttemptingStream, Parent
 from pointsman.proxy.claiming import claim, is_address, refused
 from pointsman.proxy.egress import refuse_tunnel
 from pointsman.proxy.routed import RoutedRequest
-from pointsman.proxy.router import Router
 from pointsman.proxy.tuning import describe
 
 logger = logging.getLogger(__name__)
@@ -52,14 +51,14 @@ _WEB_PORTS = frozenset({80, 443, 8080, 8443})
 class Stream(AttemptingStream):
     """One request and its answer: the client's half, and the ends."""
 
-    def __init__(self, context: Context, stream_id: int, router: Router) -> None:
-        super().__init__(context, stream_id, router)
+    def __init__(self, context: Context, stream_id: int, parent: Parent) -> None:
+        super().__init__(context, stream_id, parent)
         self._too_large = False
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
-            if isinstance(event, events.Wakeup):
-                yield from self.wakeup(event)
+            if isinstance(event, Alarm):
+                yield from self.ring()
             else:
                 yield from super()._handle_event(event)
         except Exception as fault:
