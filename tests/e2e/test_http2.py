@@ -1,6 +1,7 @@
 """Providers and clients over HTTP/2 that leave, refuse, limit, and are asked once more."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -196,6 +197,7 @@ def test_a_request_that_was_given_up_while_it_waited_is_never_sent(start: StartS
     )
     ahead.start()
     eventually(lambda: first.begun, what="the first request")
+    time.sleep(0.3)  # the provider's settings have come by now
     assert client.post(URL, json=chat(model="m")).status_code == 200
     ahead.join()
     entries = {entry["rule"]: entry for entry in proxy.logged(2)}
