@@ -306,6 +306,11 @@ class Proxy:
         self._close()
         return code
 
+    @property
+    def memory(self) -> int:
+        """How many bytes of memory the process has."""
+        return _kibibytes(Path(f"/proc/{self._process.pid}"), "VmRSS") * 1024
+
     @contextlib.contextmanager
     def grows_less_than(self, size: int) -> Iterator[None]:
         """Assert that the process never has so many bytes more, while this lasts, than before."""

@@ -1,6 +1,8 @@
 """Memory is bounded, whatever a client or a provider sends: what can't go on is not taken in."""
 
 import contextlib
+import gzip
+import json
 import socket
 import ssl
 import threading
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import h2.events
+import httpx
 import pytest
 
 from pointsman.demo.authority import Authority
@@ -20,9 +23,15 @@ from tests.e2e.harness import (
     Proxy,
     RawServer,
     assert_entry,
+    assert_refused,
+    chat,
     connect,
+    eventually,
+    head_lines,
     llm_provider,
+    openai_config,
     read_all,
+    read_exactly,
     read_head,
     server_context,
     trusting,
@@ -95,6 +104,19 @@ class Stage:
         ):
             conn.settimeout(DEADLINE)
             yield Http2Client(conn, host, room=room)
+
+
+@dataclass
+class Answering:
+    """A provider that takes whole requests and answers them."""
+
+    requests: int = 0
+
+    def serve(self, conn: socket.socket) -> None:
+        fields = [line.split(": ", 1) for line in head_lines(read_head(conn).lower())[1:]]
+        read_exactly(conn, int(dict(fields)["content-length"]))
+        self.requests += 1
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
 
 @pytest.fixture
@@ -292,3 +314,96 @@ def test_a_client_hello_without_an_end_is_not_kept(stage: Stage) -> None:
         for _ in range(MUCH // 16384):
             conn.sendall(record)
         read_all(conn)
+
+
+# --- bodies that are held -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answering(confdir: Path, tmp_path: Path) -> Iterator[tuple[Proxy, Answering]]:
+    far = Answering()
+    with RawServer(far.serve) as server:
+        rules = write_rules(
+            tmp_path,
+            llm_provider(
+                "p",
+                "p.example",
+                address=server.address,
+                scheme="http",
+                path="/v1/chat/completions",
+                configs=openai_config(model="m"),
+            ),
+        )
+        with Proxy(confdir, rules, "--set", "llm_body_memory=40m") as proxy:
+            yield proxy, far
+
+
+def ask(proxy: Proxy, size: int) -> httpx.Response:
+    with proxy.client(timeout=2 * DEADLINE) as client:
+        body = json.dumps(chat("x" * size))
+        return client.post("http://p.example/v1/chat/completions", content=body)
+
+
+def test_bodies_are_not_kept_when_they_have_been_answered(
+    answering: tuple[Proxy, Answering],
+) -> None:
+    proxy, _ = answering
+    ask(proxy, 20 * MIB)
+    with proxy.grows_less_than(240 * MIB):  # one, several times over
+        for _ in range(12):
+            assert ask(proxy, 20 * MIB).status_code == 200
+    proxy.logged(13)
+    eventually(lambda: proxy.memory < 180 * MIB, what="the memory is given back")
+
+
+def test_half_sent_bodies_end_with_their_clients(answering: tuple[Proxy, Answering]) -> None:
+    proxy, far = answering
+    head = f"POST http://p.example/ HTTP/1.1\r\nHost: p.example\r\nContent-Length: {30 * MIB}"
+    with proxy.grows_less_than(160 * MIB):
+        for _ in range(10):
+            with connect(proxy.address) as conn:
+                conn.sendall(f"{head}\r\n\r\n".encode() + bytes(29 * MIB))
+            proxy.entry()
+    eventually(lambda: proxy.memory < 180 * MIB, what="the memory is given back")
+    assert ask(proxy, 30 * MIB).status_code == 200  # nothing is counted as held
+    proxy.entry()
+    assert far.requests == 1
+
+
+def test_what_all_bodies_hold_is_bounded(answering: tuple[Proxy, Answering]) -> None:
+    proxy, far = answering
+    head = f"POST http://p.example/ HTTP/1.1\r\nHost: p.example\r\nContent-Length: {30 * MIB}"
+    with connect(proxy.address) as conn:
+        conn.sendall(f"{head}\r\n\r\n".encode() + bytes(29 * MIB))
+        time.sleep(STILL)  # it has been read
+        answer = ask(proxy, 20 * MIB)
+        assert_refused(answer, 503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert_entry(proxy.entry(), status=503, flags=["OM"], attempts=[])
+        assert ask(proxy, 1000).status_code == 200
+        proxy.entry()
+    assert_entry(proxy.entry(), flags=["DC"])
+    assert ask(proxy, 20 * MIB).status_code == 200
+    proxy.entry()
+    assert far.requests == 2
+
+
+def test_what_a_body_becomes_when_it_is_decompressed_is_held_too(
+    answering: tuple[Proxy, Answering],
+) -> None:
+    proxy, far = answering
+    small = gzip.compress(json.dumps(chat("x" * 30 * MIB)).encode())
+    head = (
+        "POST http://p.example/v1/chat/completions HTTP/1.1\r\nHost: p.example\r\n"
+        f"Content-Encoding: gzip\r\nContent-Length: {len(small)}\r\n\r\n"
+    ).encode()
+    ahead = (
+        b"POST http://p.example/ HTTP/1.1\r\nHost: p.example\r\nContent-Length: 20000000\r\n\r\n"
+    )
+    with connect(proxy.address) as first, connect(proxy.address) as second:
+        first.sendall(ahead + b"\r\n\r\n" + bytes(19_000_000))
+        time.sleep(STILL)
+        second.sendall(head + small)
+        assert b" 503 " in read_head(second)
+    assert {entry["flags"][0] for entry in proxy.logged(2)} == {"OM", "DC"}
+    assert far.requests == 0

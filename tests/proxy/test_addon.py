@@ -29,13 +29,13 @@ def rules(tmp_path: Path) -> Path:
     ("text", "size"), [("1", 1), ("512k", 512 << 10), ("32m", 32 << 20), ("1G", 1 << 30)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size("llm_body_limit", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5m", "m", "10 apples"])
 def test_what_is_no_size_is_refused_with_the_mend(text: str) -> None:
     with pytest.raises(exceptions.OptionsError, match="write bytes"):
-        parse_size(text)
+        parse_size("llm_body_limit", text)
 
 
 def test_the_default_rules_are_found_beside_the_addon(

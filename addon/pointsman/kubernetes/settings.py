@@ -48,6 +48,7 @@ LLM_OPTIONS = frozenset(
     {
         "llm_access_log",
         "llm_body_limit",
+        "llm_body_memory",
         "llm_gateways",
         "llm_keep_flows",
         "llm_kubernetes",

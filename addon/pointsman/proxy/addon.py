@@ -28,6 +28,7 @@ from pointsman.kubernetes.api import MissingClientError, require_client
 from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
 from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import contentviews, tuning
+from pointsman.proxy.bodies import share_of_memory
 from pointsman.proxy.commands import Commands
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
@@ -40,13 +41,15 @@ from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
 from pointsman.proxy.options import declare
 from pointsman.proxy.own_keys import OwnKeys
-from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
+from pointsman.proxy.passthrough import await_more, leave_encrypted, names_of, reconsider
 from pointsman.proxy.raw import watch_raw
 from pointsman.proxy.redirected import Redirected
+from pointsman.proxy.relayed import Relayed
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
 from pointsman.proxy.upstream_tls import start_tls
+from pointsman.sidecar import handover
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
 
@@ -76,6 +79,7 @@ class Pointsman:
         self._backends = ClusterBackends(self._backends_changed)
         self._keep_flows = KeepFlows()
         self._redirected = Redirected()
+        self._relayed = Relayed()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -130,7 +134,9 @@ class Pointsman:
 
     def _configure(self, updated: set[str]) -> None:
         if "llm_body_limit" in updated:
-            self.router.body_limit = parse_size(ctx.options.llm_body_limit)
+            self.router.body_limit = parse_size("llm_body_limit", ctx.options.llm_body_limit)
+        if "llm_body_memory" in updated:
+            self.router.bodies.most = body_memory(ctx.options.llm_body_memory)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
         if self._running:
@@ -193,6 +199,7 @@ class Pointsman:
             self._watcher.cancel()
             self._watcher = None
         self._backends.stop()
+        self._relayed.stop()
         self.endpoint.stop()
         self.router.stop(self.drain.why())
         self._exporting.close()
@@ -260,6 +267,8 @@ class Pointsman:
         self._measuring.rules_live()
         self.endpoint.rules_live(str(self._rules))
         self._backends.keep(loaded.table)
+        if self._running:
+            self._relayed.rules_live(ctx.master, self.router.table)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
@@ -343,6 +352,7 @@ class Pointsman:
         """Decrypt only what is ours."""
         if leave_encrypted(self.router.table, data):
             data.ignore_connection = True
+            self._relayed.note(data.context.client, names_of(data))
 
     def tls_start_server(self, tls_start: tls.TlsData) -> None:
         """Use the provider's own TLS settings."""
@@ -385,6 +395,7 @@ class Pointsman:
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        self._relayed.forget(client)
         self.router.reading.forget(client)
         tuning.close_for_good(ctx.master, client)
 
@@ -406,18 +417,29 @@ def _tell_why(watcher: asyncio.Task[None]) -> None:
         logger.error("the rules are no longer watched; restart the proxy", exc_info=error)
 
 
-def parse_size(text: str) -> int:
+def parse_size(name: str, text: str) -> int:
     """Return a number of bytes from `1048576`, `512k`, `32m` or `1g`.
 
     Raises:
-        OptionsError: it is none of these.
+        OptionsError: it is none of these; `name` is the option's.
     """
     match = _SIZE.match(text.strip())
     if not match or not int(match["number"]):
         raise exceptions.OptionsError(
-            f"llm_body_limit: {text!r} is not a size; write bytes, or a number with k, m or g"
+            f"{name}: {text!r} is not a size; write bytes, or a number with k, m or g"
         )
     return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def body_memory(text: str) -> int:
+    """Return how many bytes the bodies of all requests may hold.
+
+    Raises:
+        OptionsError: it is neither `auto` nor a size.
+    """
+    if text.strip() == "auto":
+        return share_of_memory(handover.workers())
+    return parse_size("llm_body_memory", text)
 
 
 def drain_timeout(text: str) -> float:

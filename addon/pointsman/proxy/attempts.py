@@ -91,6 +91,12 @@ class AttemptingStream(HttpStream):
         self._repeated = False  # the attempt has been made once more
         self._timers: list[tuple[float, Call | None, _Action]] = []
 
+    def stop(self) -> None:
+        """Hold nothing of an attempt any more."""
+        self._held = self._shaper = None
+        self._opening.clear()
+        self._timers.clear()
+
     # --- an attempt -------------------------------------------------------------------------------
 
     def attempt(self, ours: RoutedRequest, *, again: bool = False) -> layer.CommandGenerator[None]:
@@ -112,11 +118,24 @@ class AttemptingStream(HttpStream):
             error = _connect_failure(command, failure)
             yield from self._failed(ours, "connect-failure", error, failure)
             return
+        renewed = ours.renew_call()
+        if not isinstance(renewed, Call):
+            if renewed is None:
+                yield from self.attempt(ours)
+            else:
+                ours.give_up(renewed)
+                yield from self.send_local_response()
+            return
+        call = renewed
         self.context.server = self.flow.server_conn = self.heard = connection
         self._reused = command.server is None
         self.server_state = self.state_wait_for_response_headers
         yield from self._send_request(ours, call)
         ours.mirror()
+        self.await_first_byte(ours)
+
+    def await_first_byte(self, ours: RoutedRequest) -> None:
+        """Bound how long the provider takes to begin its answer, from now on."""
         limit = ours.limits().first_byte
         if limit is not None:
             self._wake_up(limit, self._first_byte_timeout)
@@ -166,6 +185,11 @@ class AttemptingStream(HttpStream):
             return _connect_failure(command, failure)
         if (yield from self.check_killed(True)):
             return None
+        renewed = ours.renew_call()
+        assert renewed  # there is one attempt
+        if isinstance(renewed, RequestError):
+            return renewed
+        call = renewed
         self.context.server = self.flow.server_conn = self.heard = connection
         head = RequestHeaders(self.stream_id, self._wire_request(ours, call), end_stream=False)
         yield SendHttp(head, connection)
@@ -182,8 +206,7 @@ class AttemptingStream(HttpStream):
     ) -> layer.CommandGenerator[None]:
         """Go on with the next attempt, or tell the client."""
         self.heard = None
-        self._held, self._shaper = None, None
-        self._opening.clear()
+        self.stop()
         self.response_body_buf.clear()
         pause = ours.failed(kind, reason, retry_after=wait)
         if pause is None:
@@ -264,6 +287,7 @@ class AttemptingStream(HttpStream):
         if shaping:
             yield from self._failed(ours, "first-byte-timeout", error, "no chunk in time")
             return
+        ours.failed("first-byte-timeout", error.code)
         ours.close(source="partial", flag=error.flag, error=error.code)
         ending = ours.error_event(error)
         if ending:

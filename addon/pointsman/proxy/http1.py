@@ -31,6 +31,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 # 101 is no interim answer: it ends HTTP.
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _LAST_CHUNK = b"0\r\n"
 # Of a chunk's head, or of all trailers: bytes that wait for their end.
 _LONGEST_LINES = 64 * 1024
@@ -115,6 +116,12 @@ class _Reader:
 class Server(_Http1, _http1.Http1Server):
     """The server's end of a client's connection."""
 
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Skip empty lines before a request (RFC 9112, 2.2); after them mitmproxy waits."""
+        while self.buf and (empty := _EMPTY_LINES.match(bytes(self.buf))):
+            self.buf.maybe_extract_at_most(empty.end())
+        yield from super().read_headers(event)
+
     @property
     def is_full(self) -> bool:
         """Whether the client has sent enough of its next request while one is under way."""
@@ -131,6 +138,12 @@ class Server(_Http1, _http1.Http1Server):
 class Client(_Http1, _http1.Http1Client):
     """The client's end of a connection to what is not ours."""
 
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Skip interim answers (RFC 9110, 15.2), which mitmproxy takes for the answer."""
+        while self.request and (interim := _INTERIM.match(bytes(self.buf))):
+            self.buf.maybe_extract_at_most(interim.end())
+        yield from super().read_headers(event)
+
     def refuse_head(self) -> layer.CommandGenerator[None]:
         """End the request that this was to answer."""
         assert self.stream_id is not None
@@ -139,15 +152,9 @@ class Client(_Http1, _http1.Http1Client):
 
 
 class ProviderClient(Client):
-    """The client's end of a provider's connection; mitmproxy takes 1xx for the answer."""
+    """The client's end of a provider's connection."""
 
     drops_trailers = True
-
-    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """Skip interim answers (RFC 9110, 15.2): they are the provider's word to us."""
-        while self.request and (interim := _INTERIM.match(bytes(self.buf))):
-            self.buf.maybe_extract_at_most(interim.end())
-        yield from super().read_headers(event)
 
 
 def is_http1(context: Context) -> bool:

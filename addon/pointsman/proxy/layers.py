@@ -37,6 +37,7 @@ class Layer(http_layer.HttpLayer):
         self.router = router
         self.http2: dict[Connection, http2.ProviderClient] = {}
         self._held: set[Connection] = set()
+        self._alive: dict[int, Stream] = {}  # those that have not been told to let go
         # When the first stream wants to be woken up, and when we have asked for that.
         self._wanted = math.inf
         self._alarms: dict[commands.Command, float] = {}
@@ -59,6 +60,7 @@ class Layer(http_layer.HttpLayer):
                 yield from super()._handle_event(event)
             yield from self._let_flow()
             yield from self._set_alarm()
+            self._let_go(event)
             if self.router.draining and not self.streams:
                 yield from self._part()
         except Exception as fault:  # noqa: BLE001 (mitmproxy would leave the client waiting)
@@ -66,8 +68,11 @@ class Layer(http_layer.HttpLayer):
             logger.error(what, describe(fault))  # noqa: TRY400 (the message may quote a request)
             for stream in list(self.streams.values()):
                 stream.abandon(InternalError("internal error"))
+                if (ended := stream.tell_end()) is not None:
+                    yield ended
+                stream.let_go()
+            self._alive.clear()
             yield commands.CloseConnection(self.context.client)
-            return
 
     def _part(self) -> layer.CommandGenerator[None]:
         """End an HTTP/2 connection whose streams have ended: its client comes by another.
@@ -84,6 +89,17 @@ class Layer(http_layer.HttpLayer):
             h2.close_connection()
             yield commands.SendData(self.context.client, h2.data_to_send())
             yield commands.CloseConnection(self.context.client)
+
+    def _let_go(self, event: events.Event) -> None:
+        """Free what streams that have ended hold."""
+        if isinstance(event, events.ConnectionClosed) and event.connection is self.context.client:
+            ended = list(self._alive)
+        elif len(self._alive) > len(self.streams):
+            ended = [stream_id for stream_id in self._alive if stream_id not in self.streams]
+        else:
+            return
+        for stream_id in ended:
+            self._alive.pop(stream_id).let_go()
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -177,7 +193,9 @@ class Layer(http_layer.HttpLayer):
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         """Begin a request of the client's."""
-        self.streams[stream_id] = Stream(self.context.fork(), stream_id, self)
+        self.streams[stream_id] = self._alive[stream_id] = Stream(
+            self.context.fork(), stream_id, self
+        )
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
     def get_connection(

@@ -46,6 +46,15 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         ),
     ),
     (
+        "llm_body_memory",
+        str,
+        "auto",
+        (
+            "How many bytes the request bodies of all requests may hold together, in bytes or with"
+            " k, m, g; past it requests get 503. auto: a sixth of the memory."
+        ),
+    ),
+    (
         "llm_observe",
         bool,
         False,

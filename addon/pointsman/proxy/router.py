@@ -11,6 +11,7 @@ from typing import Protocol
 from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
+from pointsman.proxy.bodies import Bodies
 from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.proxy.own_keys import OwnKeys
@@ -98,6 +99,7 @@ class Router:
         self.keys = Keys()
         self.mirrors = Mirrors()
         self.reading = Reading()
+        self.bodies = Bodies()
         self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
         self._usage_accepted: set[str] = set()

@@ -3,7 +3,8 @@
 They are inherited file descriptors, named by environment variables. The line is a socket pair: the
 worker writes one byte when it serves, and sees the line end when the supervisor is gone.
 
-A worker also learns the port of the admin endpoint, which no one may reach through it.
+A worker also learns the port of the admin endpoint, which no one may reach through it, and how many
+workers there are, which share what the machine has.
 """
 
 import os
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 _LISTENING = "POINTSMAN_LISTENING_FDS"
 _LINE = "POINTSMAN_SUPERVISOR_FD"
 ADMIN_PORT = "POINTSMAN_SUPERVISOR_ADMIN_PORT"
+WORKERS = "POINTSMAN_WORKERS"
 
 READY = b"\1"
 
@@ -47,3 +49,9 @@ def admin_port(variables: Mapping[str, str] = os.environ) -> int | None:
     """Return the port of the supervisor's admin endpoint; None: there is none."""
     port = variables.get(ADMIN_PORT, "")
     return int(port) if port.isdecimal() else None
+
+
+def workers(variables: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes share what the machine has: 1 where there is no supervisor."""
+    count = variables.get(WORKERS, "")
+    return int(count) if count.isdecimal() else 1

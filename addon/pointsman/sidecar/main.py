@@ -51,6 +51,7 @@ async def _run(settings: Settings) -> int:
         port = sockets[0].getsockname()[1]
         env = {
             "PYTHONOPTIMIZE": "1",
+            handover.WORKERS: str(settings.workers),
             **runtime.bytecode(settings.confdir),
             exposition.DIRECTORY: _metrics_folder(folder),
         }

@@ -56,6 +56,7 @@ _ERRORS_BY_FLAG = {
     "UPE": "protocol_error",
     "DC": "client_disconnected",
     "DPE": "bad_request",
+    "OM": "overloaded",
     "UAEX": "host_not_allowed",
     "IE": "internal_error",
     "LR": "stopped",

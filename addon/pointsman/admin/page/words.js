@@ -13,6 +13,7 @@ export const FLAGS = {
   DC: "the client left",
   DPE: "the client's request can't be routed",
   OB: "observed only",
+  OM: "too many large requests at once",
   UAEX: "the host is not allowed",
   LR: "the proxy was stopped",
   IE: "a fault of Pointsman's",
