@@ -266,7 +266,8 @@ def test_one_namespace_does_not_take_the_watches_of_the_others(
         assert backends.fault(many_pools[1]) == (
             "not read: the rules name too many servers in the cluster"
         )
-        assert "100 of them are not watched" in backends.faults[-1]
+        assert "100 of them are not watched" in backends.faults[-1].text
+        assert backends.faults[-1].kind == "outdated"
         await until(lambda: len(cluster.watching) == 4)
         backends.keep(table(backends, SERVICE))
         assert backends.faults == ()
@@ -288,7 +289,8 @@ def test_the_pods_of_another_selector_are_no_longer_called(cluster: Cluster) -> 
         assert endpoints.fault
         assert endpoints.fault.startswith("its pods can't be read: it answers 403")
         (told,) = backends.faults
-        assert told.startswith("InferencePool default/vllm: it answers 403")
+        assert told.text.startswith("InferencePool default/vllm: it answers 403")
+        assert told.kind == "outdated"
         cluster.trouble(None)
         await asyncio.to_thread(cluster.apply, pod("b", "10.0.0.2", app="new"))
         await until(lambda: endpoints.addresses == (("10.0.0.2", 8000),) and not backends.faults)

@@ -8,8 +8,10 @@ suffice, and until it has been read, a Service is called by its DNS name.
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ from pointsman.config.backends import (
     Backend,
     Endpoints,
 )
+from pointsman.config.faults import Fault
 from pointsman.config.table import RoutingTable
 from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Object, run_apart
 from pointsman.kubernetes.watching import Watched
@@ -49,6 +52,7 @@ class ClusterBackends:
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._readers: dict[Backend, _Service | _Pool] = {}
         self._not_watched = 0
+        self._too_many: Fault | None = None
         self._api: Api | None = None
         self._holder: asyncio.Task[None] | None = None
 
@@ -61,15 +65,14 @@ class ClusterBackends:
         return found
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why the addresses may not be what the cluster says."""
-        found = [f"{b}: {why}" for b, reader in self._readers.items() for why in reader.faults]
-        if self._not_watched:
-            found.append(
-                f"the rules name too many servers in the cluster: {self._not_watched} of them are"
-                " not watched; Services among them are called by their DNS names"
-            )
-        return tuple(found)
+        found = [
+            replace(fault, text=f"{backend}: {fault.text}")
+            for backend, reader in self._readers.items()
+            for fault in reader.faults
+        ]
+        return (*found, self._too_many) if self._too_many else tuple(found)
 
     def fault(self, backend: Backend) -> str | None:
         """Return why a backend that the rules name has no addresses; None: it has, or may yet."""
@@ -104,11 +107,20 @@ class ClusterBackends:
         for backend in named.difference(watched):
             fault = None if backend.kind == SERVICE else _NOT_WATCHED
             self.endpoints(backend).replace(_unread(backend), fault)
-        before, self._not_watched = self._not_watched, len(named) - len(watched)
-        if self._not_watched > before:
-            logger.warning("%s", self.faults[-1])
+        self._tell_of_too_many(len(named) - len(watched))
         for backend in [b for b in self._endpoints if b not in named]:
             del self._endpoints[backend]
+
+    def _tell_of_too_many(self, not_watched: int) -> None:
+        before, self._not_watched = self._not_watched, not_watched
+        text = (
+            f"the rules name too many servers in the cluster: {not_watched} of them are not"
+            " watched; Services among them are called by their DNS names"
+        )
+        if not_watched > before:
+            logger.warning("%s", text)
+        since = self._too_many.since if self._too_many else time.time()
+        self._too_many = Fault("outdated", text, since) if not_watched else None
 
     def stop(self) -> None:
         """Stop all watches."""
@@ -218,7 +230,7 @@ class _Service:
         self._objects = Watched(api, where, _spec, self._changed)
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why it can't be read."""
         return (self._objects.fault,) if self._objects.fault else ()
 
@@ -257,7 +269,7 @@ class _Pool:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why they can't be read."""
         return tuple(w.fault for w in (self._pools, self._pods) if w is not None and w.fault)
 
@@ -309,10 +321,10 @@ class _Pool:
 
     def _failed(self) -> None:
         """Tell why there are no addresses. Those that another selector took are no longer its."""
-        if not self._pools.known:
-            self._say((), f"it can't be read: {self._pools.fault}")
-        elif self._pods is not None and not self._pods.known:
-            self._say((), f"its pods can't be read: {self._pods.fault}")
+        if self._pools.fault and not self._pools.known:
+            self._say((), f"it can't be read: {self._pools.fault.text}")
+        elif self._pods is not None and self._pods.fault and not self._pods.known:
+            self._say((), f"its pods can't be read: {self._pods.fault.text}")
 
 
 def _spec(value: Object) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
+from pointsman.config.faults import Fault
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError
 from pointsman.config.problems import did_you_mean
@@ -270,16 +271,11 @@ class Pointsman:
             len(loaded.routes),
             skipped,
         )
-        if self._rules and self._rules.faults:
-            self._refused()
+        if any(fault.kind == "refused" for fault in self._faults()):
+            self._measuring.rules_refused()
 
-    def _faults(self) -> tuple[str, ...]:
+    def _faults(self) -> tuple[Fault, ...]:
         return (*(self._rules.faults if self._rules else ()), *self._backends.faults)
-
-    def _refused(self) -> None:
-        """Tell that what is live is not all of what the rules say."""
-        self._measuring.rules_refused()
-        self.endpoint.rules_refused()
 
     def _watch(self) -> None:
         if self._watcher:
@@ -290,7 +286,7 @@ class Pointsman:
     async def _follow(self) -> None:
         await self._backends.prepare(self.router.table)
         if self._rules:
-            await self._rules.watch(self._take_over, self._refused)
+            await self._rules.watch(self._take_over, self._measuring.rules_refused)
 
     async def _take_over(self, loaded: Loaded) -> None:
         await self._backends.prepare(loaded.table)

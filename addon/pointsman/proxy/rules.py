@@ -8,12 +8,14 @@ goes live by one assignment. What can't be used leaves the last good rules live.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from watchfiles import awatch
 
+from pointsman.config.faults import Fault, noted
 from pointsman.config.loading import Instance, Loaded, LoadError, Problem, fingerprint, load
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
@@ -55,7 +57,7 @@ class Rules(Protocol):
         """Tell that a backend in the cluster has come or gone."""
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why what is live may not be what the rules say; empty where it is."""
 
 
@@ -106,7 +108,7 @@ class FileRules:
     """The manifests of a file or a folder."""
 
     def __init__(self, path: Path, instance: Instance) -> None:
-        self.faults: tuple[str, ...] = ()
+        self.faults: tuple[Fault, ...] = ()
         self._path = path
         self._instance = instance
         self._seen: object = None
@@ -168,13 +170,16 @@ class FileRules:
             self.faults = ()
             await go_live(loaded)
         except LoadError as error:
-            self.faults = tuple(map(str, error.problems))
+            self._note(map(str, error.problems))
             logger.error("the rules were not reloaded, the last good ones stay:\n%s", error)  # noqa: TRY400
             refused()
         except Exception as error:
-            self.faults = (f"the rules could not be loaded ({type(error).__name__})",)
+            self._note([f"the rules could not be loaded ({type(error).__name__})"])
             logger.exception("the rules were not reloaded, the last good ones stay")
             refused()
+
+    def _note(self, texts: Iterable[str]) -> None:
+        self.faults = noted("refused", texts, self.faults, time.time())
 
 
 def _has_some(loaded: Loaded) -> bool:
