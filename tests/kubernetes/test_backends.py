@@ -224,6 +224,21 @@ def test_a_cluster_that_does_not_answer_holds_rules_up_for_a_moment_only(
     follow(work, SERVICE)
 
 
+def test_what_can_not_be_read_leaves_no_one_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.backends._PREPARE_SECONDS", 0.05)
+    cluster.refuse(403, path="services")
+
+    async def work() -> None:
+        backends = ClusterBackends()
+        await backends.prepare(table(backends, SERVICE))
+        backends.stop()
+        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+    asyncio.run(work())
+
+
 def test_backends_are_read_once_before_there_is_a_loop(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:

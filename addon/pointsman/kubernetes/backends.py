@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -92,11 +93,10 @@ class ClusterBackends:
             if backend not in self._tasks:
                 waiting.append(heard := asyncio.Event())
                 self._begin(backend, heard)
-        if waiting:
-            await asyncio.wait(
-                [asyncio.ensure_future(heard.wait()) for heard in waiting],
-                timeout=_PREPARE_SECONDS,
-            )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PREPARE_SECONDS):
+                for heard in waiting:
+                    await heard.wait()
 
     def keep(self, table: RoutingTable) -> None:
         """Stop to watch what the live table does not name."""
