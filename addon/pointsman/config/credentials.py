@@ -36,6 +36,10 @@ class KeyUnavailableError(CredentialError):
     """A key that the manifest names well and that is not here: it may be elsewhere, or later."""
 
 
+class KeyFileUnavailableError(KeyUnavailableError):
+    """A key file that is not there, empty, or holds what can't be a key: it may be mended."""
+
+
 class Credential(Protocol):
     """Something that gives a key when a request leaves."""
 
@@ -76,11 +80,7 @@ class Awaited:
 
 
 class KeyFile:
-    """A key in a file, read again when the file changes.
-
-    Raises:
-        CredentialError: the file can't be read now.
-    """
+    """A key in a file, read when it is first wanted, and again when the file changes."""
 
     __slots__ = ("_checked", "_identity", "_path", "_secret")
 
@@ -89,7 +89,6 @@ class KeyFile:
         self._checked = float("-inf")
         self._identity: tuple[int, ...] = ()
         self._secret = ""
-        self.reveal()
 
     @property
     def path(self) -> Path:
@@ -97,7 +96,11 @@ class KeyFile:
         return self._path
 
     def reveal(self) -> str:
-        """Return the key as the file has it, at most one second late."""
+        """Return the key as the file has it, at most one second late.
+
+        Raises:
+            KeyFileUnavailableError: it has none that can be used.
+        """
         now = time.monotonic()
         if now - self._checked >= _RECHECK:
             self._refresh()
@@ -108,28 +111,36 @@ class KeyFile:
         try:
             stat = self._path.stat()
             if not S_ISREG(stat.st_mode):  # opening a pipe would wait for its writer
-                raise CredentialError(
-                    f"the key file {self._path} is not a file; give the key's own"
-                )
+                raise KeyFileUnavailableError(f"{self._named} is not a file; give the key's own")
             # The time of change too: a copy that keeps its times may be as long as the old key.
             times = (stat.st_mtime_ns, stat.st_ctime_ns)
             identity = (stat.st_dev, stat.st_ino, *times, stat.st_size)
             if identity == self._identity:
                 return
             with self._path.open(encoding="utf-8") as file:
-                secret = file.read(_MAX_KEY_FILE + 1)
-            if len(secret) > _MAX_KEY_FILE:
-                raise CredentialError(
-                    f"the key file {self._path} is larger than 64 KiB; give the key's own"
-                )
+                text = file.read(_MAX_KEY_FILE + 1)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise KeyUnavailableError(
-                f"the key file {self._path} can't be read ({reason}); check that it is mounted and"
-                " readable by the proxy's user"
+            raise KeyFileUnavailableError(
+                f"{self._named} can't be read ({reason}); check that it is mounted and readable by"
+                " the proxy's user"
             ) from None
-        self._secret = _clean(secret, f"the key file {self._path}")
+        self._secret = self._key(text)
         self._identity = identity
+
+    def _key(self, text: str) -> str:
+        if len(text) > _MAX_KEY_FILE:
+            raise KeyFileUnavailableError(
+                f"{self._named} is larger than 64 KiB; give the key's own"
+            )
+        try:
+            return _clean(text, self._named)
+        except CredentialError as error:
+            raise KeyFileUnavailableError(str(error)) from None
+
+    @property
+    def _named(self) -> str:
+        return f"the key file {self._path}"
 
     def __repr__(self) -> str:
         return f"KeyFile({self._path})"

@@ -21,6 +21,7 @@ from typing import Any
 
 from pointsman.config import calls, references
 from pointsman.config.backends import Backend
+from pointsman.config.calls import Later
 from pointsman.config.compiling import Instance, compile_table, with_closed
 from pointsman.config.documents import Document, Reading, read
 from pointsman.config.files import FilesError, fingerprint, manifest_files
@@ -40,6 +41,7 @@ from pointsman.config.validation import extensions, validate
 __all__ = [
     "BackendUse",
     "Instance",
+    "Later",
     "LoadError",
     "Loaded",
     "LoadedObjects",
@@ -96,6 +98,7 @@ def load(
     instance: Instance = _ANY_SIDECAR,
     environ: Mapping[str, str] | None = None,
     without_keys: bool = False,
+    later: Later = Later.NOTHING,
 ) -> Loaded:
     """Load all manifests of a file or a folder.
 
@@ -104,6 +107,7 @@ def load(
         instance: the workload and the gateways that the table is for.
         environ: what `${NAME}` is looked up in; the process environment if None.
         without_keys: keys and certificates need not be there; the table is for looking at alone.
+        later: what may be missing with a warning.
 
     Raises:
         LoadError: something is wrong; it has all the problems.
@@ -115,7 +119,7 @@ def load(
         readings = [read(file, API_GROUP) for file in manifest_files(path)]
     except FilesError as error:
         raise LoadError([Problem(str(path), None, None, None, str(error))]) from None
-    loaded = _loaded(readings, instance, environ, shared=False, without_keys=without_keys)
+    loaded = _loaded(readings, instance, environ, later=later, without_keys=without_keys)
     warnings = (*_overlooked(path, readings), *loaded.warnings)
     return replace(
         loaded, warnings=tuple(_in_order(warnings, readings)), skipped=_skipped(readings)
@@ -127,10 +131,11 @@ def _loaded(
     instance: Instance,
     environ: Mapping[str, str],
     *,
-    shared: bool,
+    later: Later,
     without_keys: bool = False,
 ) -> Loaded:
-    """Load what has been read. `shared`: by the rules for the objects of a cluster."""
+    """Load what has been read."""
+    shared = later is Later.ALL  # they are the objects of a cluster, which have many owners
     manifests, faulty, problems = _validated(readings)
     problems += references.check(manifests, shared=shared)
     unresolved = list(references.unknown_providers(manifests))
@@ -142,7 +147,7 @@ def _loaded(
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
     resolved = [
-        calls.resolve(provider, environ, without_keys=without_keys, shared=shared)
+        calls.resolve(provider, environ, without_keys=without_keys, later=later)
         for provider in applying
     ]
     problems += [problem for found in resolved for problem in found.problems]
@@ -208,7 +213,7 @@ def load_objects(
     while True:
         readings = [Reading(name, [document]) for name, document in chosen.items()]
         try:
-            loaded = _loaded(readings, instance, environ, shared=True)
+            loaded = _loaded(readings, instance, environ, later=Later.ALL)
             break
         except LoadError as error:
             # Each turn takes something back, so there is an end to it.

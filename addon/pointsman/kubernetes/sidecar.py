@@ -85,7 +85,7 @@ def volumes(settings: Settings) -> list[dict[str, Any]]:
     if settings.rules is None:
         made.append({"name": "pointsman-rules", "configMap": {"name": settings.rules_configmap}})
     if settings.keys_secret:
-        # Optional: keys that are not there make their providers unavailable, not the pod.
+        # Optional: key files that are not there make their providers unavailable, not the pod.
         made.append(_secret("pointsman-keys", settings.keys_secret, optional=True))
     if settings.ca_secret:
         made.append(_secret("pointsman-ca-secret", settings.ca_secret, optional=False))
@@ -181,7 +181,8 @@ def _proxy(settings: Settings, workload: str | None, grace: int) -> dict[str, An
         mounts.append(_mount("pointsman-keys", _KEYS, read_only=True))
     return container | {
         "ports": [{"name": "pointsman-http", "containerPort": HEALTH_PORT}],
-        "startupProbe": _probe("/readyz", period=1, failures=120),
+        # The application waits for this one: a key that is missing must not keep it from starting.
+        "startupProbe": _probe("/readyz?exclude=keys", period=1, failures=120),
         "readinessProbe": _probe("/readyz", period=5, failures=3),
         "livenessProbe": _probe("/healthz", period=10, failures=6),
         # Run when the pod's termination begins, while the application still finishes its work.

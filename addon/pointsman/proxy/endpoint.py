@@ -140,8 +140,8 @@ class Endpoint:
 
     # --- what it tells ----------------------------------------------------------------------------
 
-    async def readiness(self) -> Readiness:
-        """Tell whether traffic can be served."""
+    async def readiness(self, *, keys: bool = True) -> Readiness:
+        """Tell whether traffic can be served; without `keys`, though keys are missing."""
         table = self._router.table
         reasons = ["draining"] if self._router.draining else list(self._listeners())
         if self._live_since is None:
@@ -153,7 +153,7 @@ class Endpoint:
             warnings.append("no rules: nothing is routed")
         if not self._router.observe:
             missing, others = self._router.keys.look(table)
-            reasons += missing
+            (reasons if keys else warnings).extend(missing)
             warnings += others
         kinds = {fault.kind for fault in self._faults()}
         warnings += [warning for kind, warning in _WARNINGS.items() if kind in kinds]

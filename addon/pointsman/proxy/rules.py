@@ -16,7 +16,15 @@ from typing import Protocol
 from watchfiles import awatch
 
 from pointsman.config.faults import Fault, noted
-from pointsman.config.loading import Instance, Loaded, LoadError, Problem, fingerprint, load
+from pointsman.config.loading import (
+    Instance,
+    Later,
+    Loaded,
+    LoadError,
+    Problem,
+    fingerprint,
+    load,
+)
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
 from pointsman.locations import default_rules
@@ -121,7 +129,7 @@ class FileRules:
         """Return the rules as they are. Raises LoadError."""
         # Before they are read: what changes while they are is found by the watch.
         self._seen = fingerprint(self._path)
-        loaded = load(self._path, instance=self._instance)
+        loaded = self._read()
         self._has_some = _has_some(loaded)
         return loaded
 
@@ -156,8 +164,11 @@ class FileRules:
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
             yield None
 
+    def _read(self) -> Loaded:
+        return load(self._path, instance=self._instance, later=Later.KEY_FILES)
+
     def _load_again(self) -> Loaded:
-        loaded = load(self._path, instance=self._instance)
+        loaded = self._read()
         if self._has_some and not _has_some(loaded):
             # A deploy that is half done, a wrong mount: with no rules, all would pass unrouted.
             raise LoadError([Problem(str(self._path), None, None, None, _NONE_LEFT)])
