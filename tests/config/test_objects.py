@@ -99,6 +99,16 @@ def test_a_bad_object_that_never_was_good_has_its_host_closed() -> None:
     assert rule(load(provider("p", path="x")), "p.test").fault
 
 
+def test_a_bad_provider_closes_no_host_that_a_route_covers() -> None:
+    """As a good one would not answer there."""
+    bad, wildcard = provider("bad", "x.corp.test", path="x"), route("w", "*.corp.test")
+    assert served(load(P, bad, wildcard), "x.corp.test") == ["p"]
+    full = "chat.a.svc.cluster.local"
+    assert served(load(P, provider("bad", full, path="x"), route("r", "chat")), full) == ["p"]
+    # A bad route would come before the wildcard's rules, if it were good.
+    assert rule(load(P, route("bad", "x.corp.test", {}), wildcard), "x.corp.test").fault
+
+
 def test_a_bad_route_without_a_past_leaves_a_providers_host_to_the_provider() -> None:
     assert served(load(P, route("r", "p.test", {})), "p.test") == ["p"]
 

@@ -122,11 +122,11 @@ def _table(
 ) -> RoutingTable:
     wildcards = {host[1:]: route for host, route in written.items() if host.startswith("*.")}
     exact = {host: route for host, route in written.items() if not host.startswith("*.")}
-    for provider in providers:
-        # An operator's wildcard route covers the providers' own hosts as well.
-        if not any(provider.spec.host.endswith(suffix) for suffix in wildcards):
-            exact.setdefault(provider.spec.host, _own_route(provider))
-    return RoutingTable({**derived, **exact}, _longest_first(wildcards))
+    table = RoutingTable({**derived, **exact}, _longest_first(wildcards))
+    # An operator's route covers the providers' own hosts as well: by a wildcard, or by one of the
+    # forms of its name.
+    own = {p.spec.host: _own_route(p) for p in providers if table.lookup(p.spec.host) is None}
+    return replace(table, exact={**table.exact, **own})
 
 
 def with_closed(table: RoutingTable, hosts: Mapping[str, str]) -> RoutingTable:

@@ -6,7 +6,8 @@ does not depend on who loads: labels and gateways only decide what enters the ta
 The manifests of a file or a folder (`load`) are all or nothing. The objects of a cluster have many
 owners: `load_objects` lets each stand by itself, so that no one's fault holds up the others.
 - An object that is at fault stays as it was when it was last good. One that never was is left out,
-  and its host is answered with 503: no request to it gets past.
+  and its host is answered with 503: no request to it gets past. (Not the host of a provider that a
+  route covers: the provider would not answer there if it were good.)
 - Where two claim one host, the older one has it.
 - A backend that does not exist is left out of its rule, as one for other workloads is.
 - A key or a certificate that is not here may be elsewhere: its provider can't be called from here.
@@ -225,11 +226,13 @@ def load_objects(
                     chosen[name] = Document.of_object(before)
                 else:
                     del chosen[name]
+    left_out = [documents[name] for name in refused if name not in chosen]
     closed = {
-        host: f"{name} is at fault: its status, or the log, says why"
-        for name in refused
-        if name not in chosen and _may_apply(documents[name], instance)
-        for host in _hosts(documents[name], instance.namespace)
+        host: f"{document.file} is at fault: its status, or the log, says why"
+        for document in left_out
+        if _may_apply(document, instance)
+        for host in _hosts(document, instance.namespace)
+        if document.kind == "LLMRoute" or loaded.table.lookup(host) is None
     }
     table = with_closed(loaded.table, closed)
     in_use = {name: document.value for name, document in chosen.items()}
