@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,6 +247,14 @@ def test_certificates_stand_relative_to_the_manifest(rules: Load, folder: Path) 
     added = "  tls: {caFile: ca.pem, sni: X.test, insecureSkipVerify: false}\n"
     expected = TlsSettings("rules/ca.pem", "x.test", verify=True)
     assert target(rules(PROVIDER + added)).tls == expected
+
+
+def test_a_pipe_in_place_of_certificates_is_refused_and_not_waited_for(
+    problems: Fail, folder: Path
+) -> None:
+    os.mkfifo(folder / "ca.pem")
+    (problem,) = problems(PROVIDER + "  tls: {caFile: ca.pem}\n")
+    assert problem.message == "rules/ca.pem is not a file; give the certificates' own"
 
 
 def test_verification_can_be_switched_off(rules: Load) -> None:

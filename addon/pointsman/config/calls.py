@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pointsman.config.credentials import (
+    Allowed,
     Awaited,
     Credential,
     KeyFile,
@@ -101,13 +103,17 @@ def resolve(
     *,
     without_keys: bool = False,
     later: Later = Later.NOTHING,
+    allowed: Allowed | None = None,
 ) -> Resolved:
     """Resolve all configs of a provider.
 
     `without_keys` does without the files that the provider names; for variables that need not be
-    set give an environment that has them all (`AnyEnvironment`).
+    set give an environment that has them all (`AnyEnvironment`). `allowed` bounds which files the
+    provider may name; for variables give an `AllowedEnvironment`.
     """
-    resolver = _Resolver(manifest.document, environ, without_keys=without_keys, later=later)
+    resolver = _Resolver(
+        manifest.document, environ, without_keys=without_keys, later=later, allowed=allowed
+    )
     spec = manifest.resource.spec
     default, own = None, {}
     if spec.configs:
@@ -180,6 +186,19 @@ class AnyEnvironment(dict[str, str]):
         return True
 
 
+class AllowedEnvironment(dict[str, str]):
+    """An environment of which no variable can be named but those that are allowed."""
+
+    def __init__(self, environ: Mapping[str, str], allowed: Allowed) -> None:
+        super().__init__(environ)
+        self._allowed = allowed
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a variable's value. Raises CredentialError for one that is not allowed."""
+        self._allowed.check_variable(name)
+        return super().get(name, default)
+
+
 class _Resolver:
     """Resolves what one document refers to outside of it, and collects what can't be had."""
 
@@ -190,11 +209,13 @@ class _Resolver:
         *,
         without_keys: bool = False,
         later: Later = Later.NOTHING,
+        allowed: Allowed | None = None,
     ) -> None:
         self.problems: list[Problem] = []
         self.missing: list[Problem] = []
         self._without_keys = without_keys
         self._later = later
+        self._allowed = allowed
         self._document = document
         self._environ = environ
 
@@ -257,11 +278,12 @@ class _Resolver:
         credential = self.attempt(location, lambda: Literal(get()))
         return Awaited(lambda: Literal(get())) if len(self.missing) > missing else credential
 
-    def _key_file(self, location: Location, path: str) -> Credential:
+    def _key_file(self, location: Location, path: str) -> Credential | None:
         if self._without_keys:
             return Literal(NO_KEY)
-        file = KeyFile(self._document.folder / path)
-        self.attempt(location, file.reveal)
+        file = self.attempt(location, lambda: KeyFile(self._document.folder / path, self._allowed))
+        if file is not None:
+            self.attempt(location, file.reveal)
         return file
 
     def _value(self, text: str) -> str:
@@ -282,6 +304,8 @@ class _Resolver:
 
 def _certificate_fault(ca_file: str) -> str | None:
     try:
+        if not S_ISREG(Path(ca_file).stat().st_mode):  # opening a pipe would wait for its writer
+            return f"{ca_file} is not a file; give the certificates' own"
         with Path(ca_file).open("rb"):
             pass
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca_file)

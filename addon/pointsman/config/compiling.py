@@ -14,6 +14,7 @@ import re2
 
 from pointsman.config.backends import CHAT_PATH, DEFAULT_SERVICE_PORT, Backend, Backends
 from pointsman.config.calls import Provider
+from pointsman.config.credentials import Allowed
 from pointsman.config.problems import Location, Problem, shown_value
 from pointsman.config.references import (
     DEFAULT_NAMESPACE,
@@ -61,12 +62,14 @@ class Instance:
     """Who asks: the labels of this workload, and the gateway names that this instance serves.
 
     `namespace` is the workload's own, `backends` who reads the cluster; None: no one does.
+    `allowed` is where objects of the cluster may take keys from.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     gateways: frozenset[str] = frozenset({MESH})
     namespace: str = DEFAULT_NAMESPACE
     backends: Backends | None = None
+    allowed: Allowed = field(default_factory=Allowed)
 
     def selected(self, selector: WorkloadSelector | None) -> bool:
         """Tell whether a resource applies to this workload."""

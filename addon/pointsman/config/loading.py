@@ -148,7 +148,13 @@ def _loaded(
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
     resolved = [
-        calls.resolve(provider, environ, without_keys=without_keys, later=later)
+        calls.resolve(
+            provider,
+            environ,
+            without_keys=without_keys,
+            later=later,
+            allowed=instance.allowed if shared else None,
+        )
         for provider in applying
     ]
     problems += [problem for found in resolved for problem in found.problems]
@@ -204,10 +210,12 @@ def load_objects(
     Args:
         objects: as the API server gives them, of our two kinds.
         good: those of the last time that were in use, as they were then.
-        instance: as for `load`; it has the namespace of the workload.
+        instance: as for `load`; it has the namespace of the workload, and says which keys may be
+            named.
         environ: as for `load`.
     """
     environ = os.environ if environ is None else environ
+    environ = calls.AllowedEnvironment(environ, instance.allowed)
     documents = {d.file: d for d in map(Document.of_object, sorted(objects, key=_age))}
     chosen = dict(documents)
     refused: dict[str, tuple[Problem, ...]] = {}

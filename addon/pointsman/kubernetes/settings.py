@@ -50,6 +50,8 @@ LLM_OPTIONS = frozenset(
         "llm_body_limit",
         "llm_gateways",
         "llm_keep_flows",
+        "llm_key_dirs",
+        "llm_key_variables",
         "llm_kubernetes",
         "llm_metrics",
         "llm_observe",

@@ -11,6 +11,7 @@ The private key is in a volume that only 1 and 3 mount.
 
 from typing import Any
 
+from pointsman.config.credentials import KEY_FOLDER
 from pointsman.kubernetes.settings import PROXY_PORT, Settings
 
 UID = 1337
@@ -22,7 +23,7 @@ CONTAINERS = (CA, REDIRECT, PROXY)
 
 _STATE = "/var/lib/pointsman"
 _RULES = "/etc/pointsman/rules"
-_KEYS = "/etc/pointsman/keys"
+_KEYS = str(KEY_FOLDER)
 _CA_SECRET = "/etc/pointsman/ca"  # noqa: S105 (a directory)
 _POD_INFO = "/etc/pointsman/podinfo"
 _REDIRECT_SCRIPT = "/opt/pointsman/scripts/redirect"

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
+from pointsman.config.credentials import KEY_FOLDER, Allowed
 from pointsman.config.faults import Fault
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError
@@ -54,7 +56,15 @@ from pointsman.telemetry.cost import load_prices
 logger = logging.getLogger(__name__)
 
 _SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
-_RULES_OPTIONS = {"llm_rules", "llm_labels", "llm_gateways", "llm_kubernetes", "llm_status"}
+_RULES_OPTIONS = {
+    "llm_gateways",
+    "llm_key_dirs",
+    "llm_key_variables",
+    "llm_kubernetes",
+    "llm_labels",
+    "llm_rules",
+    "llm_status",
+}
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -231,6 +241,7 @@ class Pointsman:
             gateways=frozenset(options.llm_gateways),
             namespace=own_namespace(),
             backends=backends,
+            allowed=allowed_keys(options.llm_key_dirs, options.llm_key_variables),
         )
         try:
             if backends is not None:
@@ -410,6 +421,25 @@ def parse_size(text: str) -> int:
             f"llm_body_limit: {text!r} is not a size; write bytes, or a number with k, m or g"
         )
     return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def allowed_keys(folders: Sequence[str], variables: Sequence[str]) -> Allowed:
+    """Return where objects of a cluster may take keys from; commas may part what is given.
+
+    Raises:
+        OptionsError: a folder has no absolute path.
+    """
+    paths = tuple(map(Path, _parts(folders)))
+    for path in paths:
+        if not path.is_absolute():
+            raise exceptions.OptionsError(
+                f"llm_key_dirs: {str(path)!r} is no absolute path; write such as {KEY_FOLDER}"
+            )
+    return Allowed(paths, tuple(_parts(variables)))
+
+
+def _parts(texts: Sequence[str]) -> Iterator[str]:
+    return (part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def drain_timeout(text: str) -> float:

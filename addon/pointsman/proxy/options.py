@@ -5,6 +5,8 @@ from typing import Any
 
 from mitmproxy.addonmanager import Loader
 
+from pointsman.config.credentials import KEY_FOLDER, KEY_VARIABLES
+
 DEFAULT_RULES = "rules"
 DEFAULT_ADMIN = "127.0.0.1:15020"
 
@@ -115,6 +117,24 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         (
             "How many finished flows mitmweb and the console keep; the oldest go first, those that"
             " you mark stay. 0: all. mitmdump keeps none."
+        ),
+    ),
+    (
+        "llm_key_dirs",
+        Sequence[str],
+        [str(KEY_FOLDER)],
+        (
+            "The folders below which objects of a cluster may name key files; files of rules may"
+            " name any."
+        ),
+    ),
+    (
+        "llm_key_variables",
+        Sequence[str],
+        [KEY_VARIABLES],
+        (
+            "The environment variables that objects of a cluster may name, with * for any part;"
+            " files of rules may name any."
         ),
     ),
     (
