@@ -315,6 +315,7 @@ STATED_BY_A_ROUTES_SCHEMA = [
     "  rules:\n  - backendRefs: [{providerHost: p.test, backendRef: {name: vllm}}]",
     "  rules:\n  - backendRefs: [{backendRef: {}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: Vllm}}]",
+    "  rules:\n  - backendRefs: [{backendRef: {name: vllm, namespace: a.b}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: vllm, kind: Pod}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: vllm, kind: InferencePool}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: vllm, group: inference.networking.k8s.io}}]",

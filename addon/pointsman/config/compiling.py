@@ -14,7 +14,7 @@ import re2
 
 from pointsman.config.backends import CHAT_PATH, DEFAULT_SERVICE_PORT, Backend, Backends
 from pointsman.config.calls import Provider
-from pointsman.config.credentials import Allowed
+from pointsman.config.credentials import CREDENTIAL_HEADERS, Allowed
 from pointsman.config.problems import Location, Problem, shown_value
 from pointsman.config.references import (
     DEFAULT_NAMESPACE,
@@ -321,20 +321,8 @@ def _excluded(match: Match, instance: Instance) -> str | None:
 
 _PRESENT = "present"
 
-# Whose values may be keys: `routing.rewriting.CREDENTIAL_HEADERS`, and cookies.
-_SECRET_HEADERS = frozenset(
-    {
-        "api-key",
-        "api_key",
-        "authorization",
-        "cookie",
-        "ocp-apim-subscription-key",
-        "proxy-authorization",
-        "x-amz-security-token",
-        "x-api-key",
-        "x-goog-api-key",
-    }
-)
+# Whose values may be keys.
+_SECRET_HEADERS = CREDENTIAL_HEADERS | {"cookie"}
 
 
 def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:

@@ -32,6 +32,21 @@ KEY_VARIABLES = "*_API_KEY"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io")
 
 
+# Headers that carry a key, in the APIs that we know.
+CREDENTIAL_HEADERS = frozenset(
+    {
+        "api-key",
+        "api_key",
+        "authorization",
+        "ocp-apim-subscription-key",  # Azure API Management
+        "proxy-authorization",
+        "x-amz-security-token",
+        "x-api-key",
+        "x-goog-api-key",
+    }
+)
+
+
 class CredentialError(ValueError):
     """A key that can't be had: the message says which and how to mend it, never what it is."""
 

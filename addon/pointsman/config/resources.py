@@ -625,7 +625,9 @@ class Match(Model):
         return not (self.headers or self.source_labels or self.gateways) and not any(given)
 
 
-# RFC 1035 and RFC 1123, as an API server has them for names of objects.
+# RFC 1123, 2.1, as an API server has it for namespaces, and for names of objects.
+NAMESPACE_PATTERN = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_NAMESPACE = re.compile(rf"{NAMESPACE_PATTERN}\Z")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
 # What a backendRef may name, and the API that it is read with.
 SERVICE = "Service"
@@ -646,6 +648,15 @@ def _object_name(value: str) -> str:
     return value
 
 
+def _namespace(value: str) -> str:
+    if not _NAMESPACE.match(value):
+        raise ValueError(
+            "this is no namespace that Kubernetes has; write up to 63 lower-case letters, digits"
+            " and -"
+        )
+    return value
+
+
 ObjectName = Annotated[str, AfterValidator(_object_name), _text(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")]
 
 
@@ -658,7 +669,7 @@ class ObjectRef(Model):
     """Service or InferencePool; Service if absent."""
     name: ObjectName
     """The object's name."""
-    namespace: ObjectName | None = None
+    namespace: Annotated[str, AfterValidator(_namespace), _text(NAMESPACE_PATTERN)] | None = None
     """The object's namespace; the route's own if absent."""
     port: Annotated[Port | None, EXTENSION] = None
     """The Service's port; needed where it has several and none is named http."""

@@ -192,8 +192,7 @@ def _proxy(settings: Settings, workload: str | None, grace: int) -> dict[str, An
         "resources": {
             "requests": {"cpu": settings.cpu_request, "memory": settings.memory_request},
             "limits": {
-                # A worker can't use more than one core: this never slows one down.
-                "cpu": settings.cpu_limit or str(settings.workers),
+                "cpu": settings.cpu_at_most,
                 "memory": settings.memory_limit,
             },
         },

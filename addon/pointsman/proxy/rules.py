@@ -25,6 +25,7 @@ from pointsman.config.loading import (
     fingerprint,
     load,
 )
+from pointsman.config.resources import NAMESPACE_PATTERN
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
 from pointsman.locations import default_rules
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 CLUSTER = "kubernetes:"
 _COPY = "pointsman-rules.json"
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_NAMESPACE = re.compile(rf"{NAMESPACE_PATTERN}\Z")
 # Some file systems tell of no changes (network mounts), and a swapped symlink above the directory
 # is told to no one who watches below: a look at the files each second finds both.
 _LOOK_EVERY_MS = 1000
