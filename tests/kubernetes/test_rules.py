@@ -568,8 +568,8 @@ def test_a_proxy_that_is_not_asked_to_writes_nothing(cluster: Cluster) -> None:
     assert patches(cluster) == []
 
 
-def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
-    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+def follow_backends(work: Callable[[], Awaitable[None]]) -> None:
+    """Do something while rules and the backends that they name are watched, and told."""
 
     def changed() -> None:
         rules.look_again()
@@ -583,16 +583,6 @@ def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
             await backends.prepare(loaded.table)
             await super().go(loaded)
 
-    async def work() -> None:
-        def resolved() -> tuple[str, str]:
-            found = cluster.conditions("LLMRoute", "r", "a").get("ResolvedRefs", {})
-            return found.get("status", ""), found.get("message", "")
-
-        field = "spec.rules[0].backendRefs[0].backendRef"
-        await until(lambda: resolved() == ("False", f"{field}: there is no Service a/vllm"))
-        await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=80), namespace="a")
-        await until(lambda: resolved()[0] == "True")
-
     async def whole() -> None:
         try:
             await beside(rules.watch(Prepared().go), work)
@@ -600,6 +590,41 @@ def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
             backends.stop()
 
     asyncio.run(whole())
+
+
+def resolved(cluster: Cluster) -> tuple[str, str]:
+    found = cluster.conditions("LLMRoute", "r", "a").get("ResolvedRefs", {})
+    return found.get("status", ""), found.get("message", "")
+
+
+VLLM = "spec.rules[0].backendRefs[0].backendRef"
+
+
+def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
+    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+
+    async def work() -> None:
+        missing = ("False", f"{VLLM}: there is no Service a/vllm")
+        await until(lambda: resolved(cluster) == missing)
+        await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=80), namespace="a")
+        await until(lambda: resolved(cluster)[0] == "True")
+
+    follow_backends(work)
+
+
+def test_a_backend_that_can_not_be_read_is_not_said_to_be_missing(cluster: Cluster) -> None:
+    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+    cluster.apply(service("vllm", "10.0.0.1", http=80), namespace="a")
+    cluster.refuse(403, path="services?")
+
+    async def work() -> None:
+        await until(lambda: resolved(cluster)[0] == "Unknown")
+        said = f"{VLLM}: it can't be read: it answers 403: as the test says; give the service"
+        assert resolved(cluster)[1].startswith(said)
+        cluster.trouble(None)
+        await until(lambda: resolved(cluster)[0] == "True")
+
+    follow_backends(work)
 
 
 @pytest.mark.parametrize("status", [403, 404])

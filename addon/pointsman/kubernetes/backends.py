@@ -62,7 +62,7 @@ class ClusterBackends:
         found = self._endpoints.get(backend)
         if found is None:
             found = self._endpoints[backend] = Endpoints(backend)
-            found.replace(_unread(backend), found.fault)
+            found.replace(_unread(backend), None if backend.kind == SERVICE else found.fault)
         return found
 
     @property
@@ -76,9 +76,23 @@ class ClusterBackends:
         return (*found, self._too_many) if self._too_many else tuple(found)
 
     def fault(self, backend: Backend) -> str | None:
-        """Return why a backend that the rules name has no addresses; None: it has, or may yet."""
+        """Return why a backend can't be called, as the cluster has it; None: it can, or may yet."""
         found = self._endpoints.get(backend)
-        return found.fault if found else None
+        return found.fault if found and self._is_known(backend) else None
+
+    def doubt(self, backend: Backend) -> str | None:
+        """Return why it can't be told whether a backend can be called; None: it can."""
+        if self._is_known(backend):
+            return None
+        found, reader = self._endpoints.get(backend), self._readers.get(backend)
+        if found and found.fault:
+            return found.fault
+        faults = reader.faults if reader else ()
+        return f"it can't be read: {faults[0].text}" if faults else None
+
+    def _is_known(self, backend: Backend) -> bool:
+        reader = self._readers.get(backend)
+        return reader is not None and reader.known
 
     def read_once(self, table: RoutingTable, seconds: float) -> None:
         """Read the backends of a table, before there is an event loop; what fails comes later."""
@@ -227,7 +241,12 @@ class _Service:
         self._backend = backend
         self._say = say
         where = Collection("v1", "services", backend.namespace, backend.name)
-        self._objects = Watched(api, where, _spec, self._changed)
+        self._objects = Watched(api, where, _spec, self._changed, self._failed)
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been read."""
+        return self._objects.known
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -252,6 +271,10 @@ class _Service:
         except ValueError as error:
             self._say((), str(error))
 
+    def _failed(self) -> None:
+        if not self.known:
+            self._say(_unread(self._backend), None)
+
 
 class _Pool:
     """Reads an InferencePool, and the pods that it selects."""
@@ -267,6 +290,11 @@ class _Pool:
         self._selector = ""
         self._running = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether they have been read."""
+        return self._pools.known and (self._pods is None or self._pods.known)
 
     @property
     def faults(self) -> tuple[Fault, ...]:

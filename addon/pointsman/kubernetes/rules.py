@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+from pointsman.config.backends import Backend
 from pointsman.config.documents import bounded
 from pointsman.config.faults import Fault, noted
 from pointsman.config.loading import (
@@ -285,9 +286,12 @@ class ClusterRules:
         """Return what is to be told of each object."""
         if self._loaded is None:
             return []
-        loaded, unresolved = self._loaded, dict[str, list[Problem]]()
-        for problem in (*loaded.loaded.unresolved, *self._without_backend(loaded.loaded)):
-            unresolved.setdefault(problem.file, []).append(problem)
+        loaded = self._loaded
+        faults, doubts = [*loaded.loaded.unresolved], list[Problem]()
+        if self._backends is not None:
+            faults += _of_backends(loaded.loaded, self._backends.fault)
+            doubts += _of_backends(loaded.loaded, self._backends.doubt)
+        unresolved, unread = _by_object(faults), _by_object(doubts)
         verdicts = []
         for name, found in named.items():
             metadata = found.rule["metadata"]
@@ -297,17 +301,11 @@ class ClusterRules:
                 metadata["namespace"],
                 metadata["name"],
             )
-            verdict = Verdict(loaded.refused.get(name, ()), unresolved.get(name, ()))
+            verdict = Verdict(
+                loaded.refused.get(name, ()), unresolved.get(name, ()), unread.get(name, ())
+            )
             verdicts.append((where, found.whole, verdict))
         return verdicts
-
-    def _without_backend(self, loaded: Loaded) -> list[Problem]:
-        told = []
-        for use in loaded.backends:
-            fault = self._backends.fault(use.backend) if self._backends else None
-            if fault is not None:
-                told.append(Problem(use.file, None, None, use.field, fault))
-        return told
 
     def _collection(self, kind: str) -> Collection:
         return Collection(API_VERSION, _plural(kind), self._namespace)
@@ -349,6 +347,22 @@ def own_namespace(environ: Mapping[str, str] = os.environ) -> str:
         mounted = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
         return mounted.read_text(encoding="utf-8").strip() or "default"
     return "default"
+
+
+def _of_backends(loaded: Loaded, look: Callable[[Backend], str | None]) -> list[Problem]:
+    """Return what is found of the backends, where they are named."""
+    return [
+        Problem(use.file, None, None, use.field, found)
+        for use in loaded.backends
+        if (found := look(use.backend)) is not None
+    ]
+
+
+def _by_object(problems: Iterable[Problem]) -> Mapping[str, list[Problem]]:
+    found: dict[str, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.file, []).append(problem)
+    return found
 
 
 def _plural(kind: str) -> str:
