@@ -218,7 +218,8 @@ def test_a_cluster_that_does_not_answer_holds_rules_up_for_a_moment_only(
 
     async def work(backends: ClusterBackends) -> None:
         assert backends.endpoints(SERVICE).fault is None
-        assert backends.doubt(SERVICE) == "it can't be read: it answers 500: as the test says"
+        said = "it can't be read: it answers 500: as the test says"
+        await until(lambda: backends.doubt(SERVICE) == said)
         cluster.trouble(None)
         await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=8000))
         await until(lambda: backends.doubt(SERVICE) is None)

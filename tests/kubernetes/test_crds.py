@@ -419,7 +419,7 @@ def test_a_host_that_can_be_is_taken(rules: Load, host: str) -> None:
 
 
 @given(st.text(alphabet="aZ0-_.*[]:/ @\u00e9", max_size=8))
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 def test_a_host_is_the_same_to_both(host: str) -> None:
     """But for the groups of an IPv6 address, which no pattern counts."""
     pattern = schema_of("LLMRoute")["properties"]["spec"]["properties"]["host"]["pattern"]

@@ -231,13 +231,14 @@ class ClusterRules:
         found = {name: f.rule for name, f in named.items()}
         if found == self._in_use:
             return True
+        since = self._failure.since if self._failure else time.time()
         try:
             read = await asyncio.to_thread(self._load, found, self._good)
             await go_live(self._take(read))
         except Exception as error:
             logger.exception("the rules were not reloaded, the last good ones stay")
             text = f"{self}: the rules could not be loaded ({type(error).__name__})"
-            self._failure = Fault("refused", text, time.time())
+            self._failure = Fault("refused", text, since)
             self._in_use = None  # so that they are tried again, whatever they are then
             refused()
             return False
