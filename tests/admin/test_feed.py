@@ -35,7 +35,7 @@ class Told:
         shown = {"route": "r", "rule": "all", "provider": "p", "status": 200, **fields}
         self.kept.record(Exchange(request_id, "h", "POST", "/", None, started=0.0, **shown))
 
-    async def readiness(self) -> Readiness:
+    async def readiness(self, *, keys: bool = True) -> Readiness:
         return Readiness(self.reasons, warnings=("a warning",))
 
     async def config(self) -> dict[str, Any]:

@@ -74,3 +74,13 @@ def test_it_tells_what_happened(traffic: Traffic, page: Page) -> None:
     expect(same.locator(".sum")).to_have_text(["1", "0"])
     expect(page.locator("#chart-requests .legend")).to_contain_text("constructor")
     expect(page.locator("#chart-requests .legend")).not_to_contain_text("NaN")
+
+
+def test_a_time_that_is_none_keeps_nothing_from_being_shown(traffic: Traffic, page: Page) -> None:
+    show(page, Live())
+    told = {"rules": "rules", "outdated": {"since": None, "problems": ["it is away"]}, "routes": []}
+    page.route("**/config", lambda route: route.fulfill(json=told))
+    page.goto(f"http://{traffic.proxy.admin}/")
+    expect(page.locator("#notices")).to_contain_text("Since \N{EN DASH}:")
+    expect(page.locator("#notices")).to_contain_text("it is away")
+    expect(page.locator("#totals .tile")).to_have_count(6)

@@ -27,17 +27,19 @@ from tests.e2e.harness import (
     Json,
     RawServer,
     assert_entry,
+    assert_refused,
     chat,
     connect,
     eventually,
     head_lines,
+    openai_config,
     read_head,
     said,
     sse,
     trusting,
     write_rules,
 )
-from tests.e2e.sidecar import PROGRAM, Sidecar, StartSidecar, is_alive
+from tests.e2e.sidecar import PROGRAM, STARTUP, Sidecar, StartSidecar, is_alive
 
 pytestmark = [
     pytest.mark.e2e,
@@ -501,6 +503,39 @@ def test_bad_rules_at_the_start_end_it(own_confdir: Path, tmp_path: Path, openai
     assert 'did you mean \\"path\\"?' in end["all"]
     assert "rules.yaml:" in end["all"]
     assert end["all"].count("did you mean") == 1
+
+
+@pytest.mark.parametrize("key", [None, ""], ids=["missing", "empty"])
+def test_a_missing_key_keeps_its_provider_from_being_called_and_nothing_from_starting(
+    start_sidecar: StartSidecar, tmp_path: Path, openai: Far, moonshot: Far, key: str | None
+) -> None:
+    """As in an injected pod: its application starts when the startup probe succeeds."""
+    file = tmp_path / "key"
+    if key is not None:
+        file.write_text(key)
+    rules = write_rules(
+        tmp_path / "rules",
+        openai.manifest(configs=openai_config(apiKeyFrom={"file": str(file)}, model="m")),
+        moonshot.manifest(configs=openai_config(apiKey="${MOONSHOT_API_KEY}", model="m")),
+    )
+    sidecar = start_sidecar(rules)
+    assert sidecar.ask(STARTUP).status_code == 200
+    ready = sidecar.ask("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["reasons"] == [
+        "no key for the provider openai; api.openai.com has no other"
+    ]
+    with sidecar.client() as client:
+        assert_refused(client.post(URL, json=chat()), 503, "no_key")
+        assert said(client.post("http://api.moonshot.cn/v1/chat/completions", json=chat()))
+        file.write_text(KEYS["OPENAI_API_KEY"])
+        eventually(lambda: client.post(URL, json=chat()).status_code == 200, what="the key")
+    assert sidecar.ask("/readyz").status_code == 200
+    sidecar.expect_error("the provider openai is not called until its key is back")
+    warnings = [line["event"] for line in sidecar.logged() if line.get("level") == "warning"]
+    (told,) = [event for event in warnings if "rules.yaml:" in event]
+    assert "LLMProvider/openai: spec.configs.defaultConfig.openAIConfig.apiKeyFrom.file:" in told
+    assert told.endswith("the provider is not called without it")
 
 
 def test_the_authority_of_a_secret_is_used(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 from typer.testing import CliRunner, Result
 
 from pointsman import __version__
@@ -98,6 +99,13 @@ def test_every_option_is_in_the_manifest() -> None:
     assert value["spec"]["terminationGracePeriodSeconds"] == 300
 
 
+def test_there_is_an_option_for_each_setting() -> None:
+    options = {
+        name for parameter in get_group(app).commands["inject"].params for name in parameter.opts
+    }
+    assert {f"--{name}" for name in OPTIONS} <= options
+
+
 def test_rules_from_the_cluster_need_no_configmap() -> None:
     value = document(run("--rules", "kubernetes:", text=POD).stdout)
     assert "pointsman-rules" not in {volume["name"] for volume in value["spec"]["volumes"]}
@@ -112,7 +120,7 @@ def test_rules_from_the_cluster_need_no_configmap() -> None:
         (("--workers", "0"), "--workers: Input should be greater than or equal to 1"),
         (("--proxy-port", "80"), "--proxy-port: Input should be greater than or equal to 1024"),
         (("--include-ports", "http"), "--include-ports: 'http' is not a port"),
-        (("--include-ports", ""), "--include-ports names no port"),
+        (("--include-ports", ""), "--include-ports: it names no port"),
         (("--exclude-cidrs", "shop"), "--exclude-cidrs: 'shop' is not a range of addresses"),
         (("--keys-secret", "Shop"), "--keys-secret: 'Shop' is not a name that Kubernetes allows"),
         (("--passthrough-hosts", "https://a"), "'https://a' is not a host name"),

@@ -7,7 +7,9 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import taddons
 
-from pointsman.proxy.addon import Pointsman, parse_size, workload_name
+from pointsman.config.credentials import Allowed
+from pointsman.proxy.addon import Pointsman
+from pointsman.proxy.options import allowed_keys, parse_size, workload_name
 from pointsman.proxy.rules import rules_path
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,14 @@ def test_the_workload_is_named_by_the_environment_then_by_its_labels(
     assert workload_name({}) is None
     monkeypatch.setenv("WORKLOAD_NAME", "c")
     assert workload_name(labels) == "c"
+
+
+def test_where_objects_may_take_keys_from() -> None:
+    found = allowed_keys(["/a/b, /c", "/d"], ["X", " Y_*,"])
+    assert found == Allowed((Path("/a/b"), Path("/c"), Path("/d")), ("X", "Y_*"))
+    assert allowed_keys([""], []) == Allowed((), ())
+    with pytest.raises(exceptions.OptionsError, match="'keys' is no absolute path"):
+        allowed_keys(["keys"], [])
 
 
 def test_it_is_lazy_unless_the_user_says_otherwise(caplog: pytest.LogCaptureFixture) -> None:

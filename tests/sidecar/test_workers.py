@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,15 @@ class One:
     """What one worker would tell."""
 
     def __init__(
-        self, *reasons: str, under_way: int = 0, table: str = "a", warnings: tuple[str, ...] = ()
+        self,
+        *reasons: str,
+        under_way: int = 0,
+        table: str = "a",
+        warnings: tuple[str, ...] = (),
+        no_key: str | None = None,
     ) -> None:
         self.found = Readiness(reasons, under_way, warnings)
+        self.no_key = no_key
         self.table = table
         self.drains: list[bool] = []
         self.options: dict[str, str] = {}
@@ -34,10 +41,14 @@ class One:
         self.kept = Live()
         self.now = Now()
 
-    async def readiness(self) -> Readiness:
+    async def readiness(self, *, keys: bool = True) -> Readiness:
         if self.hangs:
             await asyncio.sleep(LIMIT)
-        return self.found
+        if self.no_key is None:
+            return self.found
+        if keys:
+            return replace(self.found, reasons=(*self.found.reasons, self.no_key))
+        return replace(self.found, warnings=(*self.found.warnings, self.no_key))
 
     async def config(self) -> dict[str, Any]:
         return {"fingerprint": self.table, "liveSince": id(self), "options": self.options}
@@ -81,6 +92,14 @@ def test_all_are_ready_when_each_is(folder: Path) -> None:
         assert await workers.readiness() == Readiness((), under_way=5)
 
     play(folder, [One(under_way=2), One(under_way=3)], action)
+
+
+def test_each_is_asked_without_its_keys(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert (await workers.readiness()).reasons == ("no key",)
+        assert await workers.readiness(keys=False) == Readiness(warnings=("no key",))
+
+    play(folder, [One(no_key="no key"), One()], action)
 
 
 def test_what_all_tell_is_told_once(folder: Path) -> None:

@@ -370,8 +370,11 @@ class _Health(Handler):
 
 class _Ready(Handler):
     async def get(self) -> None:
-        """Whether traffic may come."""
-        found = await self.source.readiness()
+        """Whether traffic may come; `?exclude=keys` though keys are missing."""
+        excluded = self.get_query_arguments("exclude")
+        if set(excluded) - {"keys"}:
+            raise web.HTTPError(400, reason="exclude is keys")
+        found = await self.source.readiness(keys=not excluded)
         answer = {
             "ready": found.ready,
             "reasons": list(found.reasons),

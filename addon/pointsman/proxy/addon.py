@@ -7,9 +7,7 @@ client's original request. The stream layer decides; the hooks here put it in pl
 import asyncio
 import logging
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 from mitmproxy import ctx, exceptions, http, tcp, tls
 from mitmproxy.addonmanager import Loader
@@ -20,15 +18,14 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
+from pointsman.config.faults import Fault
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError
 from pointsman.config.problems import did_you_mean
-from pointsman.config.resources import parse_duration
 from pointsman.kubernetes.api import MissingClientError, require_client
 from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
 from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import contentviews, tuning
-from pointsman.proxy.bodies import share_of_memory
 from pointsman.proxy.commands import Commands
 from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
 from pointsman.proxy.draining import Drain
@@ -39,7 +36,14 @@ from pointsman.proxy.http1 import carry_trailers
 from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
-from pointsman.proxy.options import declare
+from pointsman.proxy.options import (
+    allowed_keys,
+    body_memory,
+    declare,
+    drain_timeout,
+    parse_size,
+    workload_name,
+)
 from pointsman.proxy.own_keys import OwnKeys
 from pointsman.proxy.passthrough import await_more, leave_encrypted, names_of, reconsider
 from pointsman.proxy.raw import watch_raw
@@ -49,15 +53,20 @@ from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
 from pointsman.proxy.upstream_tls import start_tls
-from pointsman.sidecar import handover
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
 
 logger = logging.getLogger(__name__)
 
-_SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
-_RULES_OPTIONS = {"llm_rules", "llm_labels", "llm_gateways", "llm_kubernetes", "llm_status"}
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_RULES_OPTIONS = {
+    "llm_gateways",
+    "llm_key_dirs",
+    "llm_key_variables",
+    "llm_kubernetes",
+    "llm_labels",
+    "llm_rules",
+    "llm_status",
+}
 
 
 class Pointsman:
@@ -237,6 +246,7 @@ class Pointsman:
             gateways=frozenset(options.llm_gateways),
             namespace=own_namespace(),
             backends=backends,
+            allowed=allowed_keys(options.llm_key_dirs, options.llm_key_variables),
         )
         try:
             if backends is not None:
@@ -279,16 +289,11 @@ class Pointsman:
             len(loaded.routes),
             skipped,
         )
-        if self._rules and self._rules.faults:
-            self._refused()
+        if any(fault.kind == "refused" for fault in self._faults()):
+            self._measuring.rules_refused()
 
-    def _faults(self) -> tuple[str, ...]:
+    def _faults(self) -> tuple[Fault, ...]:
         return (*(self._rules.faults if self._rules else ()), *self._backends.faults)
-
-    def _refused(self) -> None:
-        """Tell that what is live is not all of what the rules say."""
-        self._measuring.rules_refused()
-        self.endpoint.rules_refused()
 
     def _watch(self) -> None:
         if self._watcher:
@@ -299,7 +304,7 @@ class Pointsman:
     async def _follow(self) -> None:
         await self._backends.prepare(self.router.table)
         if self._rules:
-            await self._rules.watch(self._take_over, self._refused)
+            await self._rules.watch(self._take_over, self._measuring.rules_refused)
 
     async def _take_over(self, loaded: Loaded) -> None:
         await self._backends.prepare(loaded.table)
@@ -415,46 +420,3 @@ def _tell_why(watcher: asyncio.Task[None]) -> None:
     """Tell of a watch that has ended by itself: from then on, changes would be missed unseen."""
     if not watcher.cancelled() and (error := watcher.exception()):
         logger.error("the rules are no longer watched; restart the proxy", exc_info=error)
-
-
-def parse_size(name: str, text: str) -> int:
-    """Return a number of bytes from `1048576`, `512k`, `32m` or `1g`.
-
-    Raises:
-        OptionsError: it is none of these; `name` is the option's.
-    """
-    match = _SIZE.match(text.strip())
-    if not match or not int(match["number"]):
-        raise exceptions.OptionsError(
-            f"{name}: {text!r} is not a size; write bytes, or a number with k, m or g"
-        )
-    return int(match["number"]) * _UNITS[match["unit"].lower()]
-
-
-def body_memory(text: str) -> int:
-    """Return how many bytes the bodies of all requests may hold.
-
-    Raises:
-        OptionsError: it is neither `auto` nor a size.
-    """
-    if text.strip() == "auto":
-        return share_of_memory(handover.workers())
-    return parse_size("llm_body_memory", text)
-
-
-def drain_timeout(text: str) -> float:
-    """Return the seconds of a duration.
-
-    Raises:
-        OptionsError: it is none.
-    """
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise exceptions.OptionsError(f"llm_drain_timeout: {error}") from None
-
-
-def workload_name(labels: dict[str, str]) -> str | None:
-    """Return what the access log calls this workload."""
-    named: Any = os.environ.get("WORKLOAD_NAME")
-    return named or labels.get("app.kubernetes.io/name") or labels.get("app")

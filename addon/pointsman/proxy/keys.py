@@ -1,8 +1,8 @@
 """Which targets have no key now. It imports no mitmproxy.
 
-A key file may vanish while the proxy runs. Its targets are not called until it is back. That is
-told in the log once, and again when the reason is another, with the path and the mend; the clients
-and the readiness get the provider's name alone.
+A key file may be missing at the start, or vanish later. Its targets are not called until it is
+there. That is told in the log once, and again when the reason is another, with the path and the
+mend; the clients and the readiness get the provider's name alone.
 """
 
 import logging
@@ -48,7 +48,7 @@ class Keys:
             )
 
     def forget(self) -> None:
-        """Start anew: the rules have been loaded, which needs all the keys."""
+        """Start anew: other rules are live."""
         self._missing.clear()
 
     def look(self, table: RoutingTable) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,13 +8,24 @@ goes live by one assignment. What can't be used leaves the last good rules live.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from watchfiles import awatch
 
-from pointsman.config.loading import Instance, Loaded, LoadError, Problem, fingerprint, load
+from pointsman.config.faults import Fault, noted
+from pointsman.config.loading import (
+    Instance,
+    Later,
+    Loaded,
+    LoadError,
+    Problem,
+    fingerprint,
+    load,
+)
+from pointsman.config.resources import NAMESPACE_PATTERN
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
 from pointsman.locations import default_rules
@@ -24,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 CLUSTER = "kubernetes:"
 _COPY = "pointsman-rules.json"
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_NAMESPACE = re.compile(rf"{NAMESPACE_PATTERN}\Z")
 # Some file systems tell of no changes (network mounts), and a swapped symlink above the directory
 # is told to no one who watches below: a look at the files each second finds both.
 _LOOK_EVERY_MS = 1000
@@ -55,7 +66,7 @@ class Rules(Protocol):
         """Tell that a backend in the cluster has come or gone."""
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why what is live may not be what the rules say; empty where it is."""
 
 
@@ -106,7 +117,7 @@ class FileRules:
     """The manifests of a file or a folder."""
 
     def __init__(self, path: Path, instance: Instance) -> None:
-        self.faults: tuple[str, ...] = ()
+        self.faults: tuple[Fault, ...] = ()
         self._path = path
         self._instance = instance
         self._seen: object = None
@@ -119,7 +130,7 @@ class FileRules:
         """Return the rules as they are. Raises LoadError."""
         # Before they are read: what changes while they are is found by the watch.
         self._seen = fingerprint(self._path)
-        loaded = load(self._path, instance=self._instance)
+        loaded = self._read()
         self._has_some = _has_some(loaded)
         return loaded
 
@@ -154,8 +165,11 @@ class FileRules:
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
             yield None
 
+    def _read(self) -> Loaded:
+        return load(self._path, instance=self._instance, later=Later.KEY_FILES)
+
     def _load_again(self) -> Loaded:
-        loaded = load(self._path, instance=self._instance)
+        loaded = self._read()
         if self._has_some and not _has_some(loaded):
             # A deploy that is half done, a wrong mount: with no rules, all would pass unrouted.
             raise LoadError([Problem(str(self._path), None, None, None, _NONE_LEFT)])
@@ -168,13 +182,16 @@ class FileRules:
             self.faults = ()
             await go_live(loaded)
         except LoadError as error:
-            self.faults = tuple(map(str, error.problems))
+            self._note(map(str, error.problems))
             logger.error("the rules were not reloaded, the last good ones stay:\n%s", error)  # noqa: TRY400
             refused()
         except Exception as error:
-            self.faults = (f"the rules could not be loaded ({type(error).__name__})",)
+            self._note([f"the rules could not be loaded ({type(error).__name__})"])
             logger.exception("the rules were not reloaded, the last good ones stay")
             refused()
+
+    def _note(self, texts: Iterable[str]) -> None:
+        self.faults = noted("refused", texts, self.faults, time.time())
 
 
 def _has_some(loaded: Loaded) -> bool:

@@ -130,7 +130,7 @@ class Families:
         self.loads = _counter("pointsman_reloads", "Times that rules were loaded.", ("result",))
         self.load_good = _gauge(
             "pointsman_last_reload_successful",
-            "1: the rules on disk are live. 0: they were refused, the last good ones are live.",
+            "1: the rules are live as written. 0: some were refused, what was last good is live.",
             (),
             "livemin",
         )

@@ -187,7 +187,7 @@ class Metrics(Collector):
         self.refresh()
 
     def rules_refused(self) -> None:
-        """Take note that the rules on disk could not be loaded: the last good ones stay."""
+        """Take note that rules were refused: what was last good of them stays."""
         self._families.loads("refused").inc()
         self._families.load_good().set(0)
 

@@ -63,4 +63,4 @@ export function ago(then, now) {
 }
 
 /** Seconds since 1970 → a date and time here. */
-export const moment = (seconds) => day.format(new Date(seconds * 1000));
+export const moment = (seconds) => (Number.isFinite(seconds) ? day.format(new Date(seconds * 1000)) : UNKNOWN);

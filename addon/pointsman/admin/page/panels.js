@@ -69,16 +69,21 @@ function showNotices({ ready, reasons, warnings }, config) {
     notices.push(notice("warn", "Draining", "Requests under way come to their end; clients are asked to use another connection."));
   }
   if (others.length && !ready) notices.push(notice("bad", "Not ready", list(others)));
+  const since = (faults) => moment(Date.parse(faults.since) / 1000);
   if (config?.refused) {
     notices.push(notice("bad", "A change of the rules was refused",
-      `The rules before it are live. Refused ${moment(Date.parse(config.refused.at) / 1000)}:`,
-      list(config.refused.problems)));
+      `What was last good stays live. Since ${since(config.refused)}:`, list(config.refused.problems)));
+  }
+  if (config?.outdated) {
+    notices.push(notice("warn", "The rules may be out of date",
+      `What is live stays. Since ${since(config.outdated)}:`, list(config.outdated.problems)));
   }
   if (config?.differingWorkers) {
     notices.push(notice("warn", "Processes differ",
       `Other rules are live in worker ${config.differingWorkers.join(", ")}.`));
   }
-  const rest = warnings.filter((warning) => !(config?.refused && warning.includes("/config")));
+  const told = config?.refused || config?.outdated;
+  const rest = warnings.filter((warning) => !(told && warning.includes("/config")));
   if (rest.length) notices.push(notice("warn", "Warnings", list(rest)));
   show(byId("notices"), notices);
 }
