@@ -175,6 +175,13 @@ class IdleTimeoutError(UpstreamTimeoutError):
     flag = "SI"
 
 
+class KilledError(RequestError):
+    """A person has killed the request in a UI; its client's connection or stream is closed."""
+
+    status = 503
+    code = "killed"
+
+
 class InternalError(RequestError):
     """Our own fault. Nothing is forwarded: a request of ours fails closed."""
 

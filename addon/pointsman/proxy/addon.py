@@ -189,6 +189,7 @@ class Pointsman:
             tuning.slim_down(ctx.master)
             self.router.shows = tuning.flows_are_seen(ctx.master, self)
         else:
+            tuning.end_killed_at_once()
             self.router.own_keys = OwnKeys()
             self.endpoint.collect()  # for llm.usage
             self.router.keep_ways = True

@@ -36,7 +36,13 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHook,
 )
 
-from pointsman.errors import BodyTooLargeError, InternalError, OverloadedError, RequestError
+from pointsman.errors import (
+    BodyTooLargeError,
+    InternalError,
+    KilledError,
+    OverloadedError,
+    RequestError,
+)
 from pointsman.proxy.attempts import Alarm, AttemptingStream, Parent
 from pointsman.proxy.claiming import claim, is_address, refused
 from pointsman.proxy.egress import refuse_tunnel
@@ -295,7 +301,8 @@ class Stream(AttemptingStream):
         """Find out whether the client has gone, or a person has killed the flow."""
         killed = yield from super().check_killed(emit_error_hook)
         if killed:
-            self.abandon()
+            by_a_person = self.flow.error and self.flow.error.msg == flow.Error.KILLED_MESSAGE
+            self.abandon(KilledError("A person has killed it.") if by_a_person else None)
         return killed
 
     def abandon(self, error: RequestError | None = None) -> None:
