@@ -267,6 +267,32 @@ def test_a_source_that_fails_is_told_once_and_ends_no_line(
     ]
 
 
+def test_an_exchange_that_can_not_be_encoded_ends_no_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = Told()
+
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        async with looking(client) as seen:
+            await until(seen, "state")
+            kept = told.kept
+            told.kept = Live()
+            told.happen("bad", error="\udc80")
+            while await until(seen, "beat") != {"failing": True}:
+                pass
+            told.kept = kept
+            told.happen("new")
+            assert [one["request_id"] for one in (await until(seen, "change"))["exchanges"]] == [
+                "new"
+            ]
+
+    with caplog.at_level(logging.ERROR):
+        served(told, play)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the page is not brought up to date: UnicodeEncodeError"
+    ]
+
+
 def test_a_server_that_stops_ends_the_lines() -> None:
     async def play(running: Server, client: httpx.AsyncClient) -> None:
         async with looking(client) as seen:

@@ -31,17 +31,17 @@ class Http2Client:
         """Send what the library has to say."""
         self._conn.sendall(self.h2.data_to_send())
 
-    def post(self, body: bytes, path: str = "/v1/chat/completions") -> int:
+    def post(self, body: bytes, path: str | bytes = "/v1/chat/completions") -> int:
         """Send a request; return its stream."""
         stream = self.begin("POST", path, size=len(body))
         self.h2.send_data(stream, body, end_stream=True)
         self.flush()
         return stream
 
-    def begin(self, method: str, path: str, *, size: int | None = None) -> int:
+    def begin(self, method: str, path: str | bytes, *, size: int | None = None) -> int:
         """Send a request's headers; `size` is that of the body that follows. Return its stream."""
         stream = self.h2.get_next_available_stream_id()
-        headers = [
+        headers: list[tuple[str, str | bytes]] = [
             (":method", method),
             (":scheme", "https"),
             (":authority", self._host),

@@ -29,8 +29,10 @@ from tests.e2e.harness import (
     openai_config,
     said,
     to,
+    trusting,
     write_rules,
 )
+from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.traffic import Traffic
 
@@ -399,6 +401,31 @@ def test_what_a_client_sends_stays_text(
     page.locator("#detail summary").click()
     assert page.locator("main img, main script").count() == 0
     assert page.title() == "Pointsman"
+
+
+def test_bytes_that_are_no_text_do_not_stop_the_page(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
+) -> None:
+    proxy = start_proxy(write_rules(tmp_path / "rules", openai.manifest()), *ADMIN)
+    page = shown(proxy.admin)
+    trust = trusting(proxy.certificate)
+    trust.set_alpn_protocols(["h2"])
+    with (
+        proxy.tunnel("api.openai.com", 443) as plain,
+        trust.wrap_socket(plain, server_hostname="api.openai.com") as conn,
+    ):
+        raw = Http2Client(conn, "api.openai.com")
+        raw.read_until(raw.post(b"{}", path=b"/v1/x\x80/chat/completions"), b"error")
+    with proxy.client() as client:
+        assert said(client.post(URL, json=chat(model="m")))
+    paths = [entry["path"] for entry in proxy.logged(2)]
+    assert paths == ["/v1/x\ufffd/chat/completions", "/v1/chat/completions"]
+    expect(total(page, "requests")).to_have_text("2")
+    expect(rows(page)).to_have_count(2)
+    # So it is for one who comes now.
+    page.reload()
+    live(page)
+    expect(rows(page)).to_have_count(2)
 
 
 def test_the_browser_makes_no_markup_of_strings_on_it(shared: Traffic, page: Page) -> None:

@@ -129,7 +129,7 @@ def test_members_of_any_type_keep_the_shape(case: Case, data: st.DataObject) -> 
 def test_a_value_that_utf8_can_not_hold_is_told() -> None:
     request = rb'{"messages": [{"role": "user", "content": "a \ud800 b", "x": NaN}]}'
     (message,) = json.loads(asked_chat(request))
-    assert message["parts"] == [{"type": "text", "content": "a ? b"}]
+    assert message["parts"] == [{"type": "text", "content": "a \ufffd b"}]
     huge = rb'{"messages": [{"role": "user", "content": 123456789012345678901234567890}]}'
     assert_shaped({INPUT: json.loads(asked_chat(huge))})
 
