@@ -492,6 +492,44 @@ def test_what_fails_on_one_pod_is_tried_on_another(
     assert any(len(entry["attempts"]) == 2 for entry in entries)
 
 
+def test_the_health_of_a_pool_is_that_of_its_best_pod(
+    start: Start, cluster: Cluster, start_pod: StartPod
+) -> None:
+    pods = pods_of(cluster, start_pod, 2)
+    proxy = start(ALL, "llm_admin=127.0.0.1:0")
+
+    def got(path: str) -> httpx.Response:
+        return httpx.get(f"http://{proxy.admin}{path}", trust_env=False, timeout=DEADLINE)
+
+    def state() -> tuple[str, list[str], float]:
+        """Return what /config says of the pool and of its pods, and what the metrics say."""
+        (route,) = got("/config").json()["routes"]
+        (target,) = route["rules"][0]["targets"]
+        gauges = [
+            float(line.rpartition(" ")[2])
+            for line in got("/metrics").text.splitlines()
+            if line.startswith("pointsman_target_state{")
+        ]
+        pods = [endpoint["state"] for endpoint in target.get("endpoints", [])]
+        return target["state"], sorted(pods), *gauges
+
+    assert state() == ("healthy", ["healthy", "healthy"], 0)
+    for name, expected in (
+        ("pod-0", ("healthy", ["ejected", "healthy"], 0)),
+        ("pod-1", ("ejected", ["ejected", "ejected"], 2)),
+    ):
+        pods[name].script = lambda _: Reply(status=503, body=b"{}")
+        for _ in range(10):  # then it is set aside
+            ask(proxy, model="m")
+        assert state() == expected
+    (target,) = got("/api/live").json()["targets"]
+    assert (target["state"], target["endpoints"], target["ejected_endpoints"]) == ("ejected", 2, 2)
+    proxy.logged(20)
+    for name in pods:
+        cluster.delete("Pod", name)
+    eventually(lambda: state() == ("no endpoint", [], 2), what="a pool without pods")
+
+
 def test_a_pool_in_files_is_read_where_the_cluster_is(
     start: Start, cluster: Cluster, start_pod: StartPod, tmp_path: Path, own_confdir: Path
 ) -> None:

@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from pointsman.telemetry.exchange import Attempt, Exchange
-from pointsman.telemetry.live import Live, Now, TargetNow
+from pointsman.telemetry.live import Live
+from pointsman.telemetry.reading import Reading, TargetReading
 from tests.e2e.conftest import KEYS
 from tests.e2e.harness import Far
 from tests.e2e.traffic import Traffic
@@ -23,10 +24,10 @@ def traffic(confdir: Path, far_ends: dict[str, Far], tmp_path: Path) -> Iterator
         yield running
 
 
-def show(page: Page, live: Live, *targets: TargetNow) -> None:
+def show(page: Page, live: Live, *targets: TargetReading) -> None:
     """Let the proxy seem to tell this."""
     told = {"ready": True, "reasons": [], "warnings": []}
-    state = {**live.snapshot(None, Now(targets=targets)), "readiness": told}
+    state = {**live.snapshot(None, Reading(targets=targets)), "readiness": told}
     event = f"event: state\ndata: {json.dumps(state)}\n\n"
 
     def answer(route: Route) -> None:
@@ -42,7 +43,9 @@ def ended(**fields: object) -> Exchange:
 def test_it_tells_what_happened(traffic: Traffic, page: Page) -> None:
     now = [time.time() - 10]
     live = Live(lambda: now[0])
-    live.rules_live([TargetNow("r", "all", "constructor", host=h) for h in ("a.test", "b.test")])
+    live.rules_live(
+        [TargetReading("r", "all", "constructor", host=h) for h in ("a.test", "b.test")]
+    )
     dead = Attempt("dead", "dead.test", 0.0, 1.0, error="connect error")
     failed = {"provider": "dead", "attempts": [dead], "status": 502, "flags": ["UF"]}
     live.record(ended(**failed, error="upstream_failure"))
@@ -52,7 +55,7 @@ def test_it_tells_what_happened(traffic: Traffic, page: Page) -> None:
     refused.status, refused.flags = 403, ["UAEX"]
     live.record(refused)
     now[0] += 10  # a slot that is being filled is not drawn
-    targets = [TargetNow("r", "all", "constructor", host=host) for host in ("a.test", "b.test")]
+    targets = [TargetReading("r", "all", "constructor", host=host) for host in ("a.test", "b.test")]
     show(page, live, *targets)
     page.goto(f"http://{traffic.proxy.admin}/")
     rows, detail = page.locator("#list tbody tr"), page.locator("#detail")
@@ -84,3 +87,25 @@ def test_a_time_that_is_none_keeps_nothing_from_being_shown(traffic: Traffic, pa
     expect(page.locator("#notices")).to_contain_text("Since \N{EN DASH}:")
     expect(page.locator("#notices")).to_contain_text("it is away")
     expect(page.locator("#totals .tile")).to_have_count(6)
+
+
+def test_the_endpoints_of_a_backend_are_told(traffic: Traffic, page: Page) -> None:
+    live = Live()
+    targets = [
+        TargetReading("r", "all", "vllm", endpoints=3, ejected_endpoints=1),
+        TargetReading("r", "all", "small", endpoints=1),
+        TargetReading("r", "all", "empty", endpoints=0, state="ejected"),
+        TargetReading("r", "all", "openai"),
+    ]
+    live.rules_live(targets)
+    show(page, live, *targets)
+    page.goto(f"http://{traffic.proxy.admin}/")
+    for provider, told, state in (
+        ("vllm", "vllm 1 of 3 endpoints ejected", "healthy, 1 of 3 endpoints ejected"),
+        ("small", "small 1 endpoint", "healthy, 1 endpoint"),
+        ("empty", "empty no endpoint", "ejected, no endpoint"),
+        ("openai", "openai", "healthy"),
+    ):
+        target = page.locator(f'.target[data-provider="{provider}"]')
+        expect(target.locator(".to")).to_have_text(told)
+        expect(target.locator(".health")).to_have_attribute("aria-label", state)

@@ -16,7 +16,8 @@ from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, describe, exit_status
 from pointsman.sidecar.workers import Workers
 from pointsman.telemetry.exchange import Exchange
-from pointsman.telemetry.live import Live, Now, TargetNow
+from pointsman.telemetry.live import Live
+from pointsman.telemetry.reading import Reading, TargetReading
 
 LIMIT = 20.0
 
@@ -39,7 +40,7 @@ class One:
         self.options: dict[str, str] = {}
         self.hangs = False
         self.kept = Live()
-        self.now = Now()
+        self.now = Reading()
 
     async def readiness(self, *, keys: bool = True) -> Readiness:
         if self.hangs:
@@ -179,7 +180,7 @@ def test_what_happened_at_each_is_shown_as_one(folder: Path) -> None:
     for number, one in enumerate(ones):
         one.kept.record(Exchange(str(number), "h", "POST", "/", None, started=0.0, provider="p"))
         state: Literal["healthy", "ejected"] = "ejected" if number else "healthy"
-        one.now = Now(1, number, (TargetNow("r", "all", "p", state=state),))
+        one.now = Reading(1, number, (TargetReading("r", "all", "p", state=state),))
 
     async def action(workers: Workers, supervisor: Supervisor) -> None:
         seen = await workers.live()

@@ -16,16 +16,17 @@ WORKER = """
 import sys
 from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.metrics import Metrics
+from pointsman.telemetry.naming import RuleName
 from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
 from pointsman.protocols.usage import Usage
 
 count, rule, state = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-reading = Reading(targets=(TargetReading("r", "vanished", "openai", 1.0, "ejected"),))
+reading = Reading(targets=(TargetReading("r", "vanished", "openai", state="ejected"),))
 metrics = Metrics(lambda: reading)
 hosts = {"api.openai.com": "openai"}
-metrics.rules_live(RulesReading(frozenset({("r", "vanished")}), hosts))
-reading = Reading(count, 1, (TargetReading("r", rule, "openai", 1.0, state),))
-metrics.rules_live(RulesReading(frozenset({("r", rule)}), hosts))
+metrics.rules_live(RulesReading(frozenset({RuleName("r", "", "vanished")}), hosts))
+reading = Reading(count, 1, (TargetReading("r", rule, "openai", state=state),))
+metrics.rules_live(RulesReading(frozenset({RuleName("r", "", rule)}), hosts))
 for n in range(count):
     metrics.record(Exchange(
         "r1", "h", "POST", "/", None, 1.0, route="r", rule=rule, provider="openai",

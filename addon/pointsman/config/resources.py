@@ -71,6 +71,13 @@ def normalise_host(host: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
+def authority(host: str, port: int | None = None) -> str:
+    """Return a host as it stands in a URL, with its port if one is given: IPv6 in brackets."""
+    bare = host.strip("[]")
+    shown = f"[{bare}]" if ":" in bare else bare
+    return shown if port is None else f"{shown}:{port}"
+
+
 def host_name(value: str) -> str:
     """Return a host name in its normal form. Raises ValueError."""
     in_brackets = value.startswith("[") and value.endswith("]")

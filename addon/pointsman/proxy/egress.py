@@ -169,6 +169,7 @@ def record_refusal(  # noqa: PLR0913 (what is known of it)
 ) -> None:
     """Log a connection that is refused, or would be but for who only observes."""
     now, peer = time.perf_counter(), client.peername
+    route = router.table.lookup(host)
     exchange = Exchange(
         request_id=client.id,
         host=normalise_host(host),
@@ -178,6 +179,8 @@ def record_refusal(  # noqa: PLR0913 (what is known of it)
         started=now,
         workload=router.workload,
         namespace=router.namespace,
+        route=route.name if route else None,
+        route_host=route.host if route else None,
         status=status,
         error=None if router.observe else error.code,
         ended=now,

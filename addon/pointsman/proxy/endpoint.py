@@ -21,11 +21,13 @@ from pointsman.admin.server import Server, serve
 from pointsman.admin.shown import fingerprint, show_key, show_table
 from pointsman.admin.source import Readiness
 from pointsman.config.faults import Fault, Kind
+from pointsman.config.resources import authority
 from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
 from pointsman.proxy.watching import Watching
+from pointsman.routing.planning import best, endpoint_states
 from pointsman.sidecar.handover import admin_port
 from pointsman.telemetry import metrics
 from pointsman.telemetry.live import Cursor
@@ -184,8 +186,18 @@ class Endpoint:
 
     def _now_of(self, target: Target) -> dict[str, Any]:
         key = show_key(target.config.credential if target.config else None)
-        state = self._router.health.state(target, time.monotonic())
-        return {"state": "no key" if "keyProblem" in key else state, **key}
+        states = endpoint_states(target, self._router.health, time.monotonic())
+        found = {"state": "no key" if "keyProblem" in key else best(s for _, s in states), **key}
+        if target.endpoints is None:
+            return found
+        if not states:
+            return {**found, "state": "no endpoint"}
+        shown = [
+            {"address": authority(*one.address), "state": state}
+            for one, state in states
+            if one.address
+        ]
+        return {**found, "endpoints": shown}
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""

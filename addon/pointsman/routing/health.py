@@ -26,6 +26,7 @@ from pointsman.config.table import Ejection, Target
 
 type TargetKey = tuple[str, str | None, int | None, tuple[str, int] | None]
 type State = Literal["healthy", "probing", "ejected"]
+STATES: tuple[State, ...] = ("healthy", "probing", "ejected")  # from the best to the worst
 
 _MOST_DOUBLINGS = 64  # past any cap, and far from where floats end
 

@@ -20,7 +20,9 @@ CALL = (
     "gen_ai_response_model",
     "server_address",
 )
-_TARGET = ("route", "rule", "provider")
+RULE = ("route", "route_host", "rule")  # see `naming`
+_TARGET = (*RULE, "provider")
+PAYER = slice(len(RULE), len(RULE) + 2)  # who has the cost of a request: its provider and model
 
 
 class Family[M: (Counter, Gauge, Histogram)]:

@@ -219,6 +219,14 @@ function ruleBlock(rule) {
     h("ul", {}, rows));
 }
 
+/** How many addresses a backend in the cluster has, and how they fare; null for what is none. */
+function endpointsOf({ endpoints, ejected_endpoints: ejected }) {
+  if (endpoints === null) return null;
+  if (endpoints === 0) return "no endpoint";
+  const all = `${exact(endpoints)} ${endpoints === 1 ? "endpoint" : "endpoints"}`;
+  return ejected ? `${exact(ejected)} of ${all} ejected` : all;
+}
+
 function targetRow(rule, target, total) {
   const row = rule.counts.get(target.provider);
   const requests = row?.requests ?? 0;
@@ -226,10 +234,14 @@ function targetRow(rule, target, total) {
   const known = rule.known?.rule.targets?.find((one) => one.provider === target.provider);
   const model = known?.call?.model;
   const standby = target.priority > 0 && target.share === 0;
+  const endpoints = endpointsOf(target);
+  const meaning = target.endpoints === 0 ? "there is no one to call" : MEANINGS[target.state];
   return h("li", { class: "target", "data-provider": target.provider },
     h("span", { class: "health", "data-state": target.state, role: "img",
-      "aria-label": target.state, title: `${target.state}: ${MEANINGS[target.state]}` }, SIGNS[target.state]),
-    h("span", { class: "to" }, target.provider, model ? h("span", { class: "dim" }, ` ${model}`) : null),
+      "aria-label": [target.state, endpoints].filter(Boolean).join(", "),
+      title: [`${target.state}: ${meaning}`, endpoints].filter(Boolean).join("; ") }, SIGNS[target.state]),
+    h("span", { class: "to" }, target.provider,
+      ...[model, endpoints].filter(Boolean).map((told) => h("span", { class: "dim" }, ` ${told}`))),
     h("span", { class: "bullet", "aria-hidden": "true" },
       h("span", { class: "actual", share: actual ?? 0, color: palette.of(target.provider) }),
       h("span", { class: "configured", share: target.share })),
