@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from pointsman.telemetry.exchange import Attempt, Exchange
-from pointsman.telemetry.live import Live
+from pointsman.telemetry.live import LAST_EXCHANGES, PER_DOUBLING, ROWS, SLOTS, Live, quantile
 from pointsman.telemetry.reading import Reading, TargetReading
+from pointsman.telemetry.verdicts import is_error, is_failed_over
 from tests.e2e.conftest import KEYS
 from tests.e2e.harness import Far
 from tests.e2e.traffic import Traffic
@@ -109,3 +110,96 @@ def test_the_endpoints_of_a_backend_are_told(traffic: Traffic, page: Page) -> No
         target = page.locator(f'.target[data-provider="{provider}"]')
         expect(target.locator(".to")).to_have_text(told)
         expect(target.locator(".health")).to_have_attribute("aria-label", state)
+
+
+# --- the page's own code, beside ours -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def code(
+    browser: Browser,
+    confdir: Path,
+    far_ends: dict[str, Far],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Page]:
+    """The page, with the modules of its code at hand: `m.words`, `m.state`, `m.format`."""
+    folder = tmp_path_factory.mktemp("code")
+    with Traffic.running(confdir, folder, far_ends, KEYS) as running:
+        page = browser.new_page()
+        page.goto(f"http://{running.proxy.admin}/")
+        page.evaluate(
+            """async () => {
+                const load = (name) => import(`/page/${name}.js`);
+                window.m = {
+                    words: await load("words"),
+                    state: await load("state"),
+                    format: await load("format"),
+                };
+            }"""
+        )
+        yield page
+        page.close()
+
+
+def test_it_calls_the_same_an_error_and_a_failover_as_we_do(code: Page) -> None:
+    outcomes = [
+        (status, error)
+        for status in (None, 200, 204, 399, 400, 404, 503)
+        for error in (None, "", "upstream_failure")
+    ]
+    found = code.evaluate(
+        "all => all.map(([status, error]) => m.words.isError({status, error}))", outcomes
+    )
+    assert found == [is_error(*outcome) for outcome in outcomes]
+    tried = [[], ["a"], ["a", "a"], ["a", "b"], ["a", "b", "a"]]
+    found = code.evaluate(
+        "all => all.map(of => m.words.failedOver({attempts: of.map(provider => ({provider}))}))",
+        tried,
+    )
+    assert found == list(map(is_failed_over, tried))
+
+
+def test_it_reads_a_snapshot_as_we_write_it(code: Page) -> None:
+    assert code.evaluate("m.state.ROWS") == {name: list(key) for name, key in ROWS.items()}
+    assert code.evaluate("m.state.LAST_EXCHANGES") == LAST_EXCHANGES
+    assert code.evaluate("m.state.SLOTS_KEPT") >= SLOTS
+    assert code.evaluate("m.state.PER_DOUBLING") == PER_DOUBLING
+    buckets = [{}, {"0": 1}, {"-9": 3, "4": 1, "20": 90, "30": 6}, {"10": 1, "9": 1}]
+    for q in (0.5, 0.95, 0.99):
+        found = code.evaluate(
+            "([all, q]) => all.map(one => m.state.quantile(one, q))", [buckets, q]
+        )
+        assert found == [quantile(one, q) for one in buckets]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (None, "\N{EN DASH}"),
+        (0, "0.00 ms"),
+        (9.994, "9.99 ms"),
+        (9.996, "10 ms"),
+        (999.4, "999 ms"),
+        (999.6, "1.00 s"),
+        (9994, "9.99 s"),
+        (9996, "10.0 s"),
+        (59_940, "59.9 s"),
+        (59_999.9, "1 min 0 s"),
+        (119_800, "2 min 0 s"),
+        (185_000, "3 min 5 s"),
+    ],
+)
+def test_a_duration_is_rounded_before_its_unit_is_chosen(
+    code: Page, milliseconds: float | None, text: str
+) -> None:
+    assert code.evaluate("ms => m.format.duration(ms)", milliseconds) == text
+
+
+def test_a_size_is_rounded_before_its_unit_is_chosen(code: Page) -> None:
+    for size, text in (
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+    ):
+        assert code.evaluate("size => m.format.bytes(size)", size) == text

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from pointsman.telemetry import chunks
 from pointsman.telemetry.exchange import Exchange
+from pointsman.telemetry.verdicts import FIRST_ERROR
 
 TOKEN_BUCKETS = tuple(4**power for power in range(14))  # 1 to 67108864
 SECOND_BUCKETS = chunks.SECOND_BUCKETS
@@ -62,7 +63,6 @@ _ERRORS_BY_FLAG = {
     "LR": "stopped",
 }
 _STATUS = {int(status): str(int(status)) for status in HTTPStatus}
-FIRST_ERROR = 400
 
 
 def operation_name(exchange: Exchange) -> str | None:

@@ -8,12 +8,13 @@ there are few; then all others are `other`.
 from collections.abc import Callable, Mapping
 
 from pointsman.config.resources import normalise_host
-from pointsman.telemetry.conventions import FIRST_ERROR, status_label
+from pointsman.telemetry.conventions import status_label
 from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.families import RULE, Labels
 from pointsman.telemetry.labels import NONE, OTHER, Names, clean
 from pointsman.telemetry.naming import RuleName, name_of_decided
 from pointsman.telemetry.reading import RulesReading
+from pointsman.telemetry.verdicts import is_error
 
 _MOST_MODELS = 100  # that no rule names; asked for and answered with, each
 
@@ -56,7 +57,7 @@ class Labelling:
 
     def models(self, exchange: Exchange) -> tuple[str, str]:
         """Return the labels of the model that was asked for and of the one that answered."""
-        good = exchange.error is None and (exchange.status or FIRST_ERROR) < FIRST_ERROR
+        good = not is_error(exchange.status, exchange.error)
         asked = self._asked.label(exchange.request_model, admit=good)
         return asked, self._answered.label(exchange.response_model, admit=good)
 

@@ -19,6 +19,7 @@ from typing import Any
 from pointsman.telemetry.exchange import Exchange, access_log_entry, milliseconds
 from pointsman.telemetry.naming import RuleName, name_of_decided
 from pointsman.telemetry.reading import Reading, TargetReading
+from pointsman.telemetry.verdicts import is_error
 
 SLOT_SECONDS = 2
 SLOTS = 150
@@ -31,14 +32,13 @@ _MOST = 2**53  # what a browser counts exactly up to
 _MAX_IN_SLOT = 100
 _MAX_TEXT = 256
 OTHER = "other"
-_FIRST_ERROR = 400
 # A bucket's upper bound is 2^(1/4) times that of the one before: a quantile is right within 19 %.
-_PER_DOUBLING = 4
+PER_DOUBLING = 4
 
 
 def bucket(value: float) -> int:
     """Return the number of the bucket that a duration in milliseconds falls in."""
-    return math.ceil(_PER_DOUBLING * math.log2(max(value, 0.001)))
+    return math.ceil(PER_DOUBLING * math.log2(max(value, 0.001)))
 
 
 def quantile(buckets: dict[str, int], q: float) -> float | None:
@@ -48,7 +48,7 @@ def quantile(buckets: dict[str, int], q: float) -> float | None:
     for number in sorted(buckets, key=int):
         seen += buckets[number]
         if seen >= wanted:
-            return float(2 ** (int(number) / _PER_DOUBLING))
+            return float(2 ** (int(number) / PER_DOUBLING))
     return None
 
 
@@ -316,7 +316,7 @@ def _counted(exchange: Exchange) -> _Sums:
     return {
         "requests": 0 if exchange.mirror else 1,
         "mirrored": 1 if exchange.mirror else 0,
-        "errors": 0 if exchange.mirror else int(_is_error(exchange)),
+        "errors": 0 if exchange.mirror else int(is_error(exchange.status, exchange.error)),
         "prompt_tokens": (usage and usage.prompt_tokens) or 0,
         "completion_tokens": (usage and usage.completion_tokens) or 0,
         "cost_usd": exchange.cost_usd or 0.0,
@@ -325,10 +325,6 @@ def _counted(exchange: Exchange) -> _Sums:
         "without_completion_tokens": int(usage is None or usage.completion_tokens is None),
         "without_price": int(exchange.cost_usd is None),
     }
-
-
-def _is_error(exchange: Exchange) -> bool:
-    return exchange.status is None or exchange.status >= _FIRST_ERROR or exchange.error is not None
 
 
 def _add(into: dict[str, Any], values: dict[str, Any]) -> None:

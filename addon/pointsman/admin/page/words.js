@@ -21,6 +21,7 @@ export const FLAGS = {
 
 const FIRST_ERROR = 400;
 
+// What these two say is what pointsman.telemetry.verdicts says; a test compares them.
 export const isError = (one) => one.status === null || one.status >= FIRST_ERROR || Boolean(one.error);
 
 /** Whether another target than the first was asked. */
