@@ -197,6 +197,7 @@ def test_only_a_host_that_no_attacker_can_name_is_answered(host: str, status: in
     [
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
