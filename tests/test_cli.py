@@ -126,6 +126,16 @@ def test_explain_goes_rule_by_rule_and_masks_the_key(rules: Path) -> None:
         assert secret not in result.output
 
 
+def test_explain_writes_ipv6_in_brackets(tmp_path: Path) -> None:
+    (tmp_path / "six.yaml").write_text(
+        "apiVersion: istio.alibabacloud.com/v1beta1\nkind: LLMProvider\nmetadata: {name: six}\n"
+        'spec: {host: "fd00::1", scheme: http, port: 8000}\n'
+    )
+    output = run("explain", tmp_path, "--url", "http://[fd00::1]:8000/v1/x").output
+    assert "POST http://[fd00::1]:8000/v1/x" in output
+    assert "connects to [fd00::1]:8000" in output
+
+
 def test_explain_as_json(rules: Path) -> None:
     result = run(
         "explain", rules, "--url", "http://front/", "-H", "User-Type: subscriber", "--json"
