@@ -40,12 +40,17 @@ _PROVIDERS = {
     "generativelanguage.googleapis.com": "gcp.gemini",
 }
 _PROVIDERS_BY_SUFFIX = {
+    # Regions come before a name, and clouds of their own have another end.
+    ".api.mistral.ai": "mistral_ai",
     ".api.openai.com": "openai",
+    ".api.x.ai": "x_ai",
     ".openai.azure.com": "azure.ai.openai",
+    ".openai.azure.us": "azure.ai.openai",
     ".services.ai.azure.com": "azure.ai.inference",
     "aiplatform.googleapis.com": "gcp.vertex_ai",
     ".ml.cloud.ibm.com": "ibm.watsonx.ai",
 }
+_BEDROCK = ("bedrock-runtime.", "bedrock-runtime-fips.")
 
 _ERRORS_BY_FLAG = {
     "NR": "no_route",
@@ -77,7 +82,7 @@ def provider_name(host: str, name: str) -> str:
     """Return `gen_ai.provider.name`: the convention's where it knows the host, else `name`."""
     if known := _PROVIDERS.get(host):
         return known
-    if host.startswith("bedrock-runtime.") and host.endswith(".amazonaws.com"):
+    if host.startswith(_BEDROCK) and host.endswith(".amazonaws.com"):
         return "aws.bedrock"
     return _by_suffix(host, _PROVIDERS_BY_SUFFIX) or name
 
