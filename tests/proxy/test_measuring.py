@@ -105,6 +105,14 @@ def test_what_is_under_way_is_counted(router: Router) -> None:
     assert (read(router).requests, read(router).streams) == (1, 0)
 
 
+def test_copies_that_were_not_sent_are_read(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read(router).mirrors_dropped == {}
+    monkeypatch.setattr(router.mirrors, "dropped", {"split": 3}, raising=False)
+    assert read(router).mirrors_dropped == {"split": 3}
+
+
 def test_the_rules_names_are_read(router: Router) -> None:
     rules = read_rules(router.table)
     assert rules.rules == {

@@ -441,6 +441,16 @@ class TestState:
         assert scope.value("pointsman_target_share", **TARGET) == 1
         assert scope.value("pointsman_target_state", **TARGET) == 2
 
+    def test_copies_that_were_not_sent_are_counted_as_they_add_up(self, scope: Scope) -> None:
+        name = "pointsman_mirrors_dropped_total"
+        assert scope.labels(name, "rule") == {}
+        scope.reading = Reading(mirrors_dropped={"all": 2, "gone": 1})
+        assert scope.labels(name, "rule") == {"all": 2, "gone": 1}
+        scope.reading = Reading(mirrors_dropped={"all": 5, "gone": 1})
+        assert scope.labels(name, "rule") == {"all": 5, "gone": 1}
+        scope.metrics.rules_live(RULES)
+        assert scope.labels(name, "rule")["all"] == 5
+
     def test_reloads_are_counted_and_the_last_one_is_told(self, scope: Scope) -> None:
         assert scope.value("pointsman_last_reload_successful") == 1
         assert scope.value("pointsman_last_load_timestamp_seconds") == 1700000000

@@ -112,6 +112,9 @@ class Families:
         self.mirrored_cost = _counter(
             "pointsman_mirrored_cost_usd", "List price of copies.", ("provider", "model")
         )
+        self.mirrors_dropped = _counter(
+            "pointsman_mirrors_dropped", "Copies not sent, as too many were under way.", ("rule",)
+        )
         self.overhead = _histogram(
             "pointsman_overhead_seconds",
             "Time in Pointsman's own code for a request.",

@@ -39,7 +39,9 @@ class Labelling:
     def named_by_rules(self) -> Callable[[Mapping[str, str]], bool]:
         """Return what tells whether a series with these labels is one of the live rules."""
         rules = {rule_labels(rule) for rule in self._rules.rules}
-        rules |= {(*rule[:2], NONE) for rule in rules} | {(NONE,) * len(RULE)}  # none matches
+        where_none_matches = {(*rule[:2], NONE) for rule in rules} | {(NONE,) * len(RULE)}
+        without_route = {(NONE, NONE, rule[-1]) for rule in rules}
+        known = rules | where_none_matches | without_route
         providers = {clean(name) for name in self._rules.providers.values()} | {NONE, OTHER}
         hosts = {clean(host) for host in self._rules.providers} | {NONE, OTHER}
 
@@ -47,7 +49,7 @@ class Labelling:
             rule = tuple(labels.get(name, NONE) for name in RULE)
             provider = labels.get("provider", NONE)
             host = labels.get("server_address", NONE)
-            return rule in rules and provider in providers and host in hosts
+            return rule in known and provider in providers and host in hosts
 
         return tell
 

@@ -91,6 +91,7 @@ class Metrics(Collector):
         self._labelling = Labelling()
         self._series: dict[Hashable, Series] = {}
         self._attempts: dict[Hashable, Counter] = {}
+        self._dropped: dict[str, int] = {}  # what has been counted of mirrored copies
         self._changing = Lock()  # the text may be made in another thread than records come from
         self._families.build(*_build()).set(1)
         registry.register(self)
@@ -208,6 +209,9 @@ class Metrics(Collector):
         families = self._families
         families.open().set(reading.requests)
         families.streams().set(reading.streams)
+        for rule, dropped in reading.mirrors_dropped.items():
+            families.mirrors_dropped(clean(rule)).inc(dropped - self._dropped.get(rule, 0))
+        self._dropped = dict(reading.mirrors_dropped)
         shares: dict[Labels, float] = {}
         states: dict[Labels, float] = {}
         for target in reading.targets:

@@ -49,8 +49,9 @@ class RulesReading:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is under way, and how the targets are."""
+    """What is under way, how targets are, and how many copies each rule could not send so far."""
 
     requests: int = 0
     streams: int = 0
     targets: tuple[TargetReading, ...] = ()
+    mirrors_dropped: Mapping[str, int] = field(default_factory=dict)
