@@ -572,6 +572,44 @@ def test_no_width_needs_scrolling_sideways(
         )
 
 
+def test_where_an_explanation_takes_the_window_it_is_all_that_one_reaches(
+    shared: Traffic, browser: Browser
+) -> None:
+    with looked_at(browser, shared.proxy.admin, 360, "light") as page:
+        detail, row = page.locator("#detail"), rows(page).first
+        row.click()
+        expect(detail).to_have_js_property("open", value=True)
+        within = "document.querySelector('#detail').contains(document.activeElement)"
+        assert page.evaluate(within)
+        for _ in range(8):  # past its end comes the browser's own, which is told as the body
+            page.keyboard.press("Tab")
+            assert page.evaluate(f"{within} || document.activeElement === document.body")
+        page.keyboard.press("Escape")
+        expect(detail).to_be_hidden()
+        expect(row).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(detail).to_be_visible()
+        detail.get_by_label("Close").click()
+        expect(row).to_be_focused()
+
+
+def test_an_explanation_stays_when_the_window_gets_wider_or_narrower(
+    shared: Traffic, browser: Browser
+) -> None:
+    with looked_at(browser, shared.proxy.admin, 1440, "light") as page:
+        detail, row = page.locator("#detail"), rows(page).first
+        row.click()
+        expect(row).to_be_focused()  # so that the arrows go on from here
+        for width, modal in ((800, True), (1200, False)):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(
+                f"document.querySelector('#detail').matches(':modal') === {str(modal).lower()}"
+            )
+            expect(detail.locator("h3")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(detail).to_be_hidden()
+
+
 @pytest.fixture(scope="module")
 def shared(
     confdir: Path, far_ends: dict[str, Far], tmp_path_factory: pytest.TempPathFactory

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from pointsman.telemetry.exchange import Attempt, Exchange
+from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.live import LAST_EXCHANGES, PER_DOUBLING, ROWS, SLOTS, Live, quantile
 from pointsman.telemetry.reading import Reading, TargetReading
 from pointsman.telemetry.verdicts import is_error, is_failed_over
@@ -110,6 +110,41 @@ def test_the_endpoints_of_a_backend_are_told(traffic: Traffic, page: Page) -> No
         target = page.locator(f'.target[data-provider="{provider}"]')
         expect(target.locator(".to")).to_have_text(told)
         expect(target.locator(".health")).to_have_attribute("aria-label", state)
+
+
+def test_names_as_long_as_they_come_need_no_scrolling_sideways(
+    traffic: Traffic, page: Page
+) -> None:
+    route, rule, provider, other = (letter * 150 for letter in "abcd")
+    target = TargetReading(route, rule, provider, host="e" * 60)
+    live = Live()
+    live.rules_live([target])
+    failed = Attempt(provider, "h", 0.0, 0.5, error="f" * 150)
+    live.record(
+        ended(
+            route=route,
+            route_host="e" * 60,
+            rule=rule,
+            provider=other,
+            **dict.fromkeys(("request_model", "client_model", "provider_host"), "g" * 200),
+            attempts=[failed, Attempt(other, "h", 0.5, 1.0, status=200)],
+            decision=DecisionRecord(
+                (RuleVerdict(rule, matched=True, reason="i" * 200),),
+                0.5,
+                (provider, other),
+                (other,),
+            ),
+        )
+    )
+    show(page, live, target)
+    for width in (360, 1440):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"http://{traffic.proxy.admin}/")
+        page.locator("#list tbody tr").first.click()
+        expect(page.locator("#detail")).to_contain_text("Skipped, as ejected")
+        for element in ("html", "#detail", "#rules", "#models"):
+            wide = "element => element.scrollWidth > element.clientWidth"
+            assert page.locator(element).evaluate(wide) is False, f"{element} at {width}"
 
 
 # --- the page's own code, beside ours -------------------------------------------------------------
