@@ -53,6 +53,8 @@ class DecisionRecord:
 
     def well_formed(self) -> "DecisionRecord":
         """Return it with reasons that every encoder takes: they may quote a request."""
+        if all(rule.reason.isascii() for rule in self.rules):
+            return self
         rules = (replace(rule, reason=well_formed(rule.reason)) for rule in self.rules)
         return replace(self, rules=tuple(rules))
 
