@@ -205,14 +205,13 @@ def test_no_one_reaches_the_admin_endpoint_through_the_proxy(
 
 
 def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
-    start_sidecar: StartSidecar, rules: Path, openai: Far
+    start_sidecar: StartSidecar, rules: Path, openai: Far, tmp_path: Path
 ) -> None:
-    sidecar = start_sidecar(rules)
-    good = (rules / "rules.yaml").read_text()
-    (rules / "rules.yaml").write_text("kind: [")
-    sidecar.expect_error("the rules were not reloaded")
+    away = tmp_path / "away"
+    sidecar = start_sidecar(rules, scripts=["not_starting.py"], env={"NOT_STARTING": str(away)})
+    away.touch()
     os.kill(sidecar.workers()[0], signal.SIGKILL)
-    sidecar.expect_errors("worker 1 ", "Error logged during startup", "1 error in the rules")
+    sidecar.expect_errors("worker 1 ", "this worker does not start", "Error logged during startup")
     sidecar.wait_for("worker 1 ended with status 1; it starts again in 1 s")
     ready = sidecar.ask("/readyz")
     assert ready.status_code == 503
@@ -226,11 +225,44 @@ def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
         sidecar.wait_for("worker 1 ended with status 1; it starts again in 2 s")
         assert answers == []
         assert not openai.provider.calls
-        (rules / "rules.yaml").write_text(good)
+        away.unlink()
         asking.join(DEADLINE)
     assert [said(answer) for answer in answers]
     openai.call()
     sidecar.wait_until_ready()
+
+
+def test_a_worker_that_starts_again_while_the_rules_are_bad_serves_by_the_last_good_ones(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules, "--workers", "2")
+
+    def asked() -> None:
+        with sidecar.client() as client:
+            assert said(client.post(URL, json=chat(model="small")))
+        openai.calls(len(openai.provider.calls))
+
+    good = (rules / "rules.yaml").read_text()
+    (rules / "rules.yaml").write_text(good.replace("kind:", "knid:"))
+    sidecar.expect_error("the rules were not reloaded, the last good ones stay")
+    sidecar.wait_for("the rules were not reloaded", count=2)
+    for index, worker in enumerate(sidecar.workers(), 1):
+        os.kill(worker, signal.SIGKILL)
+        sidecar.expect_error(f"worker {index} was killed by SIGKILL; it starts again in 0 s")
+        sidecar.wait_for("worker ", count=2 + 2 * index)  # serves, serves, died, serves, ...
+        assert "serves" in sidecar.logged("worker ")[-1]["event"]
+    sidecar.wait_for("the rules can't be used, the last good ones are live", count=2)
+    asked()
+    ready = sidecar.ask("/readyz").json()
+    assert ready["ready"] is True
+    assert "refused" in ready["warnings"][0]
+    assert sidecar.ask("/config").json()["refused"]["problems"]
+    assert counted(sidecar.ask("/metrics").text, "pointsman_last_reload_successful") == 0
+
+    (rules / "rules.yaml").write_text(good)
+    eventually(lambda: not sidecar.ask("/readyz").json()["warnings"], what="good rules")
+    assert sidecar.ask("/config").json()["refused"] is None
+    asked()
 
 
 def test_a_worker_that_hangs_is_killed_and_starts_again(

@@ -46,6 +46,7 @@ __all__ = [
     "Problem",
     "fingerprint",
     "load",
+    "load_kept",
     "load_objects",
 ]
 
@@ -78,6 +79,7 @@ class Loaded:
         extensions: each use of a field that is not one of ASM's own.
         unresolved: references that lead nowhere; for files they are errors.
         backends: each reference to a server in the cluster.
+        files: the text of each file that was read, for `load_kept`; it may hold keys.
     """
 
     table: RoutingTable
@@ -88,6 +90,7 @@ class Loaded:
     extensions: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
     backends: tuple[BackendUse, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def load(
@@ -118,19 +121,45 @@ def load(
     loaded = _loaded(readings, instance, environ, shared=False, without_keys=without_keys)
     warnings = (*_overlooked(path, readings), *loaded.warnings)
     return replace(
-        loaded, warnings=tuple(_in_order(warnings, readings)), skipped=_skipped(readings)
+        loaded,
+        warnings=tuple(_in_order(warnings, readings)),
+        skipped=_skipped(readings),
+        files={reading.file: reading.text for reading in readings},
     )
 
 
-def _loaded(
+def load_kept(
+    files: Mapping[str, str],
+    *,
+    instance: Instance = _ANY_SIDECAR,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Load what files held when they were good (`Loaded.files`), whatever they hold now.
+
+    Keys and certificates need not be there any more: their providers can't be called then.
+
+    Raises:
+        LoadError: something is wrong all the same.
+    """
+    readings = [read(Path(file), API_GROUP, text) for file, text in files.items()]
+    environ = os.environ if environ is None else environ
+    loaded = _loaded(readings, instance, environ, shared=False, kept=True)
+    return replace(loaded, skipped=_skipped(readings), files=files)
+
+
+def _loaded(  # noqa: PLR0913 (what is loaded, for whom, and by which rules)
     readings: Sequence[Reading],
     instance: Instance,
     environ: Mapping[str, str],
     *,
     shared: bool,
     without_keys: bool = False,
+    kept: bool = False,
 ) -> Loaded:
-    """Load what has been read. `shared`: by the rules for the objects of a cluster."""
+    """Load what has been read.
+
+    `shared`: by the rules for the objects of a cluster; `kept`: it was good once.
+    """
     manifests, faulty, problems = _validated(readings)
     problems += references.check(manifests, shared=shared)
     unresolved = list(references.unknown_providers(manifests))
@@ -142,7 +171,7 @@ def _loaded(
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
     resolved = [
-        calls.resolve(provider, environ, without_keys=without_keys, shared=shared)
+        calls.resolve(provider, environ, without_keys=without_keys, shared=shared or kept)
         for provider in applying
     ]
     problems += [problem for found in resolved for problem in found.problems]

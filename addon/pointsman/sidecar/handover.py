@@ -3,16 +3,19 @@
 They are inherited file descriptors, named by environment variables. The line is a socket pair: the
 worker writes one byte when it serves, and sees the line end when the supervisor is gone.
 
-A worker also learns the port of the admin endpoint, which no one may reach through it.
+A worker also learns the port of the admin endpoint, which no one may reach through it, and where
+workers keep a copy of the rules that are live.
 """
 
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _LISTENING = "POINTSMAN_LISTENING_FDS"
 _LINE = "POINTSMAN_SUPERVISOR_FD"
 ADMIN_PORT = "POINTSMAN_SUPERVISOR_ADMIN_PORT"
+KEPT_RULES = "POINTSMAN_KEPT_RULES"
 
 READY = b"\1"
 
@@ -47,3 +50,9 @@ def admin_port(variables: Mapping[str, str] = os.environ) -> int | None:
     """Return the port of the supervisor's admin endpoint; None: there is none."""
     port = variables.get(ADMIN_PORT, "")
     return int(port) if port.isdecimal() else None
+
+
+def kept_rules(variables: Mapping[str, str] = os.environ) -> Path | None:
+    """Return where the copy of the live rules is; None: no supervisor has started this process."""
+    path = variables.get(KEPT_RULES)
+    return Path(path) if path else None

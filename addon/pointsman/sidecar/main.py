@@ -53,6 +53,7 @@ async def _run(settings: Settings) -> int:
             "PYTHONOPTIMIZE": "1",
             **runtime.bytecode(settings.confdir),
             exposition.DIRECTORY: _metrics_folder(folder),
+            handover.KEPT_RULES: str(folder / "rules.json"),
         }
         plan = Plan(
             arguments=(
