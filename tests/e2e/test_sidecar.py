@@ -177,6 +177,18 @@ def test_a_killed_worker_is_back_soon_and_its_clients_wait(
     assert 'restarts_total{worker="1"} 1.0' in sidecar.ask("/metrics").text
 
 
+def test_until_a_killed_worker_serves_again_readiness_tells_what_ended_it(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_error("worker 1 was killed by SIGKILL")
+    reasons = []
+    while not (ready := sidecar.ask("/readyz").json())["ready"]:
+        reasons += ready["reasons"]
+    assert set(reasons) == {"worker 1 was killed by SIGKILL and starts again"}
+
+
 def test_what_a_dead_worker_has_counted_stays(
     start_sidecar: StartSidecar, rules: Path, openai: Far
 ) -> None:

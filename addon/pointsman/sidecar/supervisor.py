@@ -149,7 +149,8 @@ class Supervisor:
             _logger.error("worker %d can't be started: %s", worker.index, error)  # noqa: TRY400
             return 1
         worker.process = process
-        worker.trouble = "is starting"
+        if not worker.restarts:  # else the trouble is what ended the life before
+            worker.trouble = "is starting"
         if self.ending.is_set():  # while it was made
             process.send(signal.SIGTERM)
         welcome = asyncio.create_task(self._welcome(worker, process))
