@@ -25,6 +25,7 @@ from tests.e2e.harness import (
     assert_refused,
     chat,
     eventually,
+    llm_provider,
     llm_route,
     openai_config,
     said,
@@ -162,6 +163,20 @@ def test_the_fault_of_one_is_told_to_it_and_holds_no_one_up(
     eventually(partial(told, "new", "True"), what="the mended one")
     assert ask(proxy, "http://new.test").status_code == 200
     proxy.entry()
+
+
+def test_a_key_in_another_teams_environment_makes_no_proxy_unready(
+    start: Start, cluster: Cluster, openai: Far
+) -> None:
+    cluster.apply(by("ours", openai))
+    configs = openai_config(apiKey="${TEAM_B_KEY}")
+    cluster.apply(llm_provider("theirs", "theirs.test", configs=configs), namespace="team-b")
+    proxy = start(ALL, f"llm_admin={LOOPBACK}:0")
+    ready = httpx.get(f"http://{proxy.admin}/readyz", trust_env=False)
+    assert ready.status_code == 200, ready.text
+    assert ready.json()["warnings"] == ["no key for the provider theirs"]
+    assert_refused(ask(proxy, "http://theirs.test"), 503, "no_key")
+    assert_entry(proxy.entry(), status=503, provider="theirs")
 
 
 def test_while_the_api_server_is_away_all_goes_on(
