@@ -503,6 +503,74 @@ def test_one_writable_folder_is_enough(
     assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == 1
 
 
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_confdir(own_confdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A confdir with room for 1 MiB, as a memory volume with a limit has it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder = tmp_path_factory.mktemp("small")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    try:
+        (folder / "bytecode").symlink_to(own_confdir / "bytecode")
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with suppress(OSError), (folder / "fill").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.root
+def test_a_confdir_that_fills_up_costs_counts_and_no_traffic(
+    start_sidecar: StartSidecar, small_confdir: Path, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules, confdir=small_confdir)
+    fill(small_confdir)
+
+    def ask_for_models(first: int) -> None:
+        with sidecar.client() as client:
+            for number in range(first, first + 30):
+                assert said(client.post(URL, json=chat(model=f"model-{number}")))
+        sidecar.wait_for("llm_request", count=first + 30)
+
+    def missing() -> int:
+        return len(sidecar.logged("some counts are missing from the metrics"))
+
+    ask_for_models(0)
+    assert missing() == 1
+    assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") > 0
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_error("worker 1 was killed by SIGKILL")
+    sidecar.wait_for("worker 1 serves", count=2)
+    ask_for_models(30)
+    assert missing() in (2, 3)  # in both lives, and by the supervisor, which has to tidy up
+    assert sidecar.ask("/metrics").status_code == 200
+    openai.calls(60)
+
+
+@pytest.mark.root
+def test_a_confdir_that_is_full_at_the_start_ends_it_with_the_mend(
+    small_confdir: Path, rules: Path
+) -> None:
+    (small_confdir / "left").write_bytes(bytes(900 * 1024))
+    nearly = failing(small_confdir, "--workers", "2", rules=rules, env=KEYS)
+    fill(small_confdir)
+    full = failing(small_confdir / "c", rules=rules, env=KEYS)
+    for end in (nearly, full):
+        assert end["code"] == 1
+        assert "No space left on device" in end["event"]
+        assert "make its volume larger" in end["event"]
+
+
 # --- its output -----------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkstemp
 
+from pointsman.full_disks import mend
 from pointsman.sidecar import handover
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,10 @@ class KeptFiles:
         except OSError as error:
             logger.warning(
                 "the copy of the rules can't be written to %s (%s): a worker that is started again"
-                " while the rules are bad will not serve; see that the confdir has room",
+                " while the rules are bad serves by older ones, if at all; %s",
                 self._path,
                 error.strerror,
+                mend(error),
             )
 
     def _write(self, path: Path, content: str) -> None:

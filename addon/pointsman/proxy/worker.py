@@ -104,6 +104,8 @@ class _Master(dump.DumpMaster):
     async def running(self) -> None:
         await super().running()
         await self.addons.get("errorcheck").shutdown_if_errored()
+        # What is loaded later is not compiled: the confdir may be full by then (runtime.bytecode).
+        sys.dont_write_bytecode = True
         if await self.listeners.start():
             self.line.sendall(handover.READY)
 

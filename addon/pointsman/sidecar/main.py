@@ -51,8 +51,7 @@ async def _run(settings: Settings) -> int:
         port = sockets[0].getsockname()[1]
         env = {
             "PYTHONOPTIMIZE": "1",
-            **runtime.bytecode(settings.confdir),
-            exposition.DIRECTORY: _metrics_folder(folder),
+            exposition.DIRECTORY: _metrics_folder(folder, settings.workers),
             handover.KEPT_RULES: str(folder / "rules.json"),
         }
         plan = Plan(
@@ -90,10 +89,10 @@ async def _run(settings: Settings) -> int:
         return await supervisor.run(plan)
 
 
-def _metrics_folder(folder: Path) -> str:
+def _metrics_folder(folder: Path, workers: int) -> str:
     """Make the folder in which the workers count, and let `exposition.render` find it."""
     made = folder / "metrics"
-    made.mkdir(mode=0o700)
+    exposition.make_folder(made, workers)
     os.environ[exposition.DIRECTORY] = str(made)
     return str(made)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointsman.sidecar import handover
+from pointsman.sidecar import handover, runtime
 from pointsman.sidecar.output import LONGEST_LINE, forward
 
 # How long the last lines of a worker that has ended are waited for, if something holds its pipes.
@@ -25,13 +25,13 @@ class Plan:
     Attributes:
         arguments: mitmdump's.
         listening: the sockets that it serves.
-        env: environment variables beside the supervisor's own; None takes one away.
-        folder: where the workers' own admin sockets are.
+        env: environment variables beside the supervisor's own.
+        folder: that of this run, in the confdir; the workers' own admin sockets are there.
     """
 
     arguments: Sequence[str]
     listening: Sequence[socket.socket]
-    env: Mapping[str, str | None]
+    env: Mapping[str, str]
     folder: Path
 
     def admin(self, index: int) -> Path:
@@ -75,7 +75,12 @@ class Process:
         ours.setblocking(False)
         try:
             with theirs:
-                env = {**os.environ, **plan.env, **handover.environment(plan.listening, theirs)}
+                env: dict[str, str | None] = {
+                    **os.environ,
+                    **plan.env,
+                    **runtime.bytecode(plan.folder.parent),
+                    **handover.environment(plan.listening, theirs),
+                }
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "pointsman.proxy.worker"),
                     *("--set", f"llm_admin=unix:{plan.admin(index)}", *plan.arguments),
