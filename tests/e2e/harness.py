@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +102,12 @@ class Output:
                     raise AssertionError(f"{what}: not in the output:\n{''.join(self._lines)}")
                 self._grown.wait(left)
             return found
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Read nothing meanwhile, as who has hung."""
+        with self._grown:
+            yield
 
     def join(self) -> None:
         """Wait for the end of the pipe."""

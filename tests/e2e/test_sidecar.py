@@ -593,6 +593,33 @@ def test_all_that_a_worker_prints_becomes_json(start_sidecar: StartSidecar, rule
     assert warning["level"] == "warning"
 
 
+def test_a_reader_of_the_log_that_stalls_costs_lines_and_no_traffic(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    keep_few = (
+        "from pointsman.telemetry.line_writer import LineWriter;"
+        " LineWriter.__init__.__defaults__ = (50_000,);"
+    )
+    sidecar = start_sidecar(rules, "--workers", "2", program=f"{keep_few} {PROGRAM}")
+    asked = 200
+    with sidecar.out.stalled(), sidecar.client() as client:
+        for _ in range(asked):
+            assert said(client.post(URL, json=chat(model="small")))
+        assert sidecar.ask("/healthz").status_code == 200
+    told = "lines of this log were lost, as its reader had stalled: "
+    sidecar.wait_for(told)
+
+    def lost() -> int:
+        return sum(int(entry["event"].removeprefix(told)) for entry in sidecar.logged(told))
+
+    eventually(lambda: len(entries(sidecar)) + lost() == asked, what="the number of lost lines")
+    assert lost() > 0
+    with sidecar.client() as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    sidecar.wait_for("llm_request", count=asked - lost() + 1)
+    openai.calls(asked + 1)
+
+
 def failing(confdir: Path, *options: str, rules: Path | None = None, **more: Any) -> Json:
     """Run a sidecar that can't start; return its last words, and its exit status beside them."""
     sidecar = Sidecar(confdir, rules, *options, **more)

@@ -121,7 +121,7 @@ def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Run the worker; ends with mitmdump's exit status."""
-    log_crashes()
+    log_crashes(json_handler())
     logging.captureWarnings(capture=True)
     # When mitmproxy has taken its own handlers away, at the very end.
     logging.lastResort = json_handler(logging.WARNING)
