@@ -378,6 +378,34 @@ def test_sigterm_lets_streams_end_and_takes_no_more(
     assert_entry(entry, status=200, flags=[], stream=True)
 
 
+def test_connections_that_no_worker_has_accepted_yet_are_served_at_the_end(
+    start_sidecar: StartSidecar, rules: Path, raw_server: Callable[..., RawServer]
+) -> None:
+    """To their clients they are connected: to close the sockets at once would be to reset them."""
+
+    def serve(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+
+    site = raw_server(serve)
+    sidecar = start_sidecar(rules, "--workers", "2")
+    workers = sidecar.workers()
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    clients = [connect(sidecar.address) for _ in range(60)]
+    sidecar.send(signal.SIGTERM)
+    sidecar.wait_for("draining")
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    for client in clients:
+        request = f"GET http://{site.address}/ HTTP/1.1\r\nhost: {site.address}\r\n\r\n"
+        client.sendall(request.encode())
+    for client in clients:
+        assert head_lines(read_head(client))[0] == "HTTP/1.1 200 OK"
+        client.close()
+    sidecar.assert_ended(0)
+
+
 def test_a_soft_drain_outlives_a_worker(
     start_sidecar: StartSidecar, rules: Path, openai: Far
 ) -> None:
