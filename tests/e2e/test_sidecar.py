@@ -707,6 +707,16 @@ def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -
     no_folder = failing(tmp_path / "file" / "confdir")
     assert no_folder["code"] == 1
     assert no_folder["event"].startswith(str(tmp_path / "file"))
+    word = failing(own_confdir, "llm_unknown=deny")
+    assert word["code"] == 1
+    assert "did you mean --set llm_unknown=deny?" in word["all"]
+    unknown = failing(own_confdir, "--set", "bogus=1", "--set=stream_large_bodys=1m")
+    assert unknown["code"] == 1
+    assert "unknown option bogus" in unknown["all"]
+    assert (
+        'unknown option stream_large_bodys; did you mean \\"stream_large_bodies\\"'
+        in unknown["all"]
+    )
     udp = failing(own_confdir, mode="reverse:udp://127.0.0.1:1")
     assert udp["code"] == 1
     assert "over UDP" in udp["all"]

@@ -3,27 +3,32 @@
 Started by `pointsman.sidecar`, as `python -m pointsman.proxy.worker` with mitmdump's arguments.
 """
 
+import argparse
 import asyncio
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, override
 
+from mitmproxy import exceptions
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 from mitmproxy.tools import cmdline, dump
 from mitmproxy.tools.main import run
 
+from pointsman.config.problems import did_you_mean
 from pointsman.proxy import tuning
 from pointsman.proxy.run import command_line
 from pointsman.sidecar import handover
 from pointsman.sidecar.listening import QUEUE
 from pointsman.sidecar.output import json_handler, log_crashes
 from pointsman.telemetry.json_log import json_formatter
+
+_logger = logging.getLogger(__name__)
 
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -148,6 +153,7 @@ class _Master(dump.DumpMaster):
 
     line: socket.socket
     listeners: Listeners
+    settings: Collection[str] = ()
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -157,11 +163,38 @@ class _Master(dump.DumpMaster):
     @override
     async def running(self) -> None:
         await super().running()
+        refuse_unknown(self.settings, self.options)
         await self.addons.get("errorcheck").shutdown_if_errored()
         # What is loaded later is not compiled: the confdir may be full by then (runtime.bytecode).
         sys.dont_write_bytecode = True
         if await self.listeners.start():
             self.line.sendall(handover.READY)
+
+
+def take_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Note what `--set` names, and refuse words that mitmdump takes for a filter: no one sees any.
+
+    Raises:
+        OptionsError: there are such words.
+    """
+    if words := arguments.filter_args:
+        raise exceptions.OptionsError(
+            f"{words[0]!r} is no option, and a sidecar takes no filter; did you mean"
+            f" --set {words[0]}?"
+        )
+    _Master.settings = [setting.partition("=")[0] for setting in arguments.setoptions]
+    return {}
+
+
+def refuse_unknown(names: Iterable[str], options: Options) -> None:
+    """Tell of options that no one knows: mitmproxy ignores a misspelt `--set` in silence.
+
+    The addon itself tells of those that look like its own.
+    """
+    for name in dict.fromkeys(names):
+        if name in options.deferred and not name.startswith("llm"):
+            meant = did_you_mean(name, options.keys())
+            _logger.error("unknown option %s%s", name, meant)
 
 
 def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
@@ -185,7 +218,7 @@ def main() -> None:
     end_with(_Master.line)
     _Master.listeners = Listeners(sockets)
     _Master.listeners.install()
-    run(_Master, cmdline.mitmdump, command_line(None, sys.argv[1:]))
+    run(_Master, cmdline.mitmdump, command_line(None, sys.argv[1:]), take_settings)
 
 
 if __name__ == "__main__":
