@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import pointsman
 from pointsman.cli import app
 
 RULES = """\
@@ -199,6 +200,21 @@ def test_options_of_the_sidecar_are_refused_without_it(arguments: list[str], nam
     result = run("run", *arguments)
     assert result.exit_code == 2
     assert f"{named}: only with --sidecar" in result.output
+
+
+@pytest.mark.parametrize("before", [(), ("-p", "0"), ("--set", "llm_observe=true")])
+def test_an_option_without_set_is_refused_as_mitmdump_takes_it_for_a_filter(
+    before: tuple[str, ...],
+) -> None:
+    result = run("run", *before, "llm_unknown=deny")
+    assert result.exit_code == 2
+    assert "write --set llm_unknown=deny" in result.output
+
+
+def test_the_version_is_told() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"pointsman {pointsman.__version__} (mitmproxy ")
 
 
 @pytest.mark.parametrize("command", ["check", "explain", "run", "demo"])

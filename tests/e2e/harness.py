@@ -103,6 +103,12 @@ class Output:
                 self._grown.wait(left)
             return found
 
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Read nothing meanwhile, as who has hung."""
+        with self._grown:
+            yield
+
     def join(self) -> None:
         """Wait for the end of the pipe."""
         self._thread.join(DEADLINE)

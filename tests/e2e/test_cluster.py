@@ -27,6 +27,7 @@ from tests.e2e.harness import (
     assert_refused,
     chat,
     eventually,
+    llm_provider,
     llm_route,
     openai_config,
     said,
@@ -165,6 +166,28 @@ def test_the_fault_of_one_is_told_to_it_and_holds_no_one_up(
     eventually(partial(told, "new", "True"), what="the mended one")
     assert ask(proxy, "http://new.test").status_code == 200
     proxy.entry()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"apiKey": "${TEAM_B_API_KEY}"},
+        {"apiKeyFrom": {"file": "/etc/pointsman/keys/of-team-b"}},
+    ],
+    ids=["variable", "file"],
+)
+def test_another_teams_key_makes_no_proxy_unready(
+    start: Start, cluster: Cluster, openai: Far, key: Json
+) -> None:
+    cluster.apply(by("ours", openai))
+    configs = openai_config(**key)
+    cluster.apply(llm_provider("theirs", "theirs.test", configs=configs), namespace="team-b")
+    proxy = start(ALL, f"llm_admin={LOOPBACK}:0")
+    ready = httpx.get(f"http://{proxy.admin}/readyz", trust_env=False)
+    assert ready.status_code == 200, ready.text
+    assert ready.json()["warnings"] == ["no key for the provider theirs"]
+    assert_refused(ask(proxy, "http://theirs.test"), 503, "no_key")
+    assert_entry(proxy.entry(), status=503, provider="theirs")
 
 
 def test_while_the_api_server_is_away_all_goes_on(

@@ -76,7 +76,8 @@ def play(
     folder: Path, ones: Sequence[One], action: Play, options: Mapping[str, str] | None = None
 ) -> None:
     async def run() -> None:
-        plan = Plan(arguments=(), listening=(), env={}, folder=folder)
+        unused: Any = None
+        plan = Plan(arguments=(), listening=(), env={}, folder=folder, output=unused)
         supervisor = Supervisor(len(ones), lambda _: None)
         async with AsyncExitStack() as stack:
             for worker, one in zip(supervisor.workers, ones, strict=True):

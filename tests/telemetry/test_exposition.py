@@ -1,5 +1,6 @@
 """Metrics of several processes in one directory: summed, kept over restarts, bounded."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,35 @@ def test_what_ended_processes_leave_is_bounded(
         worker.end()
         worker_gone(worker.pid)
     assert values("pointsman_requests_total") == {"all": 2}
+
+
+def test_on_a_full_disk_counts_stay_with_the_process_that_has_ended(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = Worker(shared, 2), Worker(shared, 3)
+    for worker in (first, second):
+        worker.end()
+    worker_gone(first.pid)
+    with monkeypatch.context() as full:
+        full.setattr("pointsman.telemetry.counts_file.take_room", no_room)
+        worker_gone(second.pid)
+    assert values("pointsman_requests_total") == {"all": 5}
+    assert values("pointsman_requests_open") == {}
+    worker_gone(second.pid)
+    assert values("pointsman_requests_total") == {"all": 5}
+    files = {path.name for path in shared.iterdir()}
+    assert files == {"counter_ended.db", "histogram_ended.db"}
+
+
+def test_a_folder_without_room_for_all_processes_is_told_with_the_mend(tmp_path: Path) -> None:
+    exposition.make_folder(tmp_path / "metrics", 3)
+    assert list((tmp_path / "metrics").iterdir()) == []
+    with pytest.raises(OSError, match="the counters of 3 processes") as refused:
+        exposition.make_folder(tmp_path / "missing" / "metrics", 3)
+    assert "begin with 960 KiB" in str(refused.value.strerror)
 
 
 def test_a_supervisor_that_records_nothing_renders_an_empty_directory(shared: Path) -> None:

@@ -155,7 +155,7 @@ class Awaited:
 class KeyFile:
     """A key in a file, read when it is first wanted, and again when the file changes."""
 
-    __slots__ = ("_allowed", "_checked", "_identity", "_path", "_secret")
+    __slots__ = ("_allowed", "_checked", "_identity", "_path", "_secret", "_was_here")
 
     def __init__(self, path: Path, allowed: Allowed | None = None) -> None:
         """Say where it is, and where it has to be.
@@ -170,6 +170,12 @@ class KeyFile:
         self._checked = float("-inf")
         self._identity: tuple[int, ...] = ()
         self._secret = ""
+        self._was_here = False
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether this proxy should have it: a shared one may be for others, until it was here."""
+        return self._was_here or self._allowed is None
 
     @property
     def path(self) -> Path:
@@ -209,6 +215,7 @@ class KeyFile:
             ) from None
         self._secret = self._key(text)
         self._identity = identity
+        self._was_here = True
 
     def _check_target(self) -> None:
         try:

@@ -49,6 +49,7 @@ __all__ = [
     "Problem",
     "fingerprint",
     "load",
+    "load_kept",
     "load_objects",
 ]
 
@@ -81,6 +82,7 @@ class Loaded:
         extensions: each use of a field that is not one of ASM's own.
         unresolved: references that lead nowhere; for files they are errors.
         backends: each reference to a server in the cluster.
+        files: the text of each file that was read, for `load_kept`; it may hold keys.
     """
 
     table: RoutingTable
@@ -91,6 +93,7 @@ class Loaded:
     extensions: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
     backends: tuple[BackendUse, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def load(
@@ -123,19 +126,42 @@ def load(
     loaded = _loaded(readings, instance, environ, later=later, without_keys=without_keys)
     warnings = (*_overlooked(path, readings), *loaded.warnings)
     return replace(
-        loaded, warnings=tuple(_in_order(warnings, readings)), skipped=_skipped(readings)
+        loaded,
+        warnings=tuple(_in_order(warnings, readings)),
+        skipped=_skipped(readings),
+        files={reading.file: reading.text for reading in readings},
     )
 
 
-def _loaded(
+def load_kept(
+    files: Mapping[str, str],
+    *,
+    instance: Instance = _ANY_SIDECAR,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Load what files held when they were good (`Loaded.files`), whatever they hold now.
+
+    Keys and certificates need not be there any more: their providers can't be called then.
+
+    Raises:
+        LoadError: something is wrong all the same.
+    """
+    readings = [read(Path(file), API_GROUP, text) for file, text in files.items()]
+    environ = os.environ if environ is None else environ
+    loaded = _loaded(readings, instance, environ, later=Later.KEY_FILES, kept=True)
+    return replace(loaded, skipped=_skipped(readings), files=files)
+
+
+def _loaded(  # noqa: PLR0913 (what is loaded, for whom, and by which rules)
     readings: Sequence[Reading],
     instance: Instance,
     environ: Mapping[str, str],
     *,
     later: Later,
     without_keys: bool = False,
+    kept: bool = False,
 ) -> Loaded:
-    """Load what has been read."""
+    """Load what has been read; `kept`: it was good once."""
     shared = later is Later.ALL  # they are the objects of a cluster, which have many owners
     manifests, faulty, problems = _validated(readings)
     problems += references.check(manifests, shared=shared)
@@ -152,7 +178,7 @@ def _loaded(
             provider,
             environ,
             without_keys=without_keys,
-            later=later,
+            later=Later.ALL if kept else later,
             allowed=instance.allowed if shared else None,
         )
         for provider in applying

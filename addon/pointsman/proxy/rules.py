@@ -24,11 +24,13 @@ from pointsman.config.loading import (
     Problem,
     fingerprint,
     load,
+    load_kept,
 )
 from pointsman.config.resources import NAMESPACE_PATTERN
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
 from pointsman.locations import default_rules
+from pointsman.proxy.kept_files import KeptFiles
 from pointsman.proxy.options import DEFAULT_RULES
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,8 @@ def rules_of(
         )
     if writes_status:
         raise ValueError("llm_status: files have no status; set llm_rules=kubernetes: or remove it")
-    return FileRules(rules_path(option), instance)
+    path = rules_path(option)
+    return FileRules(path, instance, KeptFiles.of_this_run(str(path)))
 
 
 def rules_path(option: str) -> Path:
@@ -114,12 +117,16 @@ def rules_path(option: str) -> Path:
 
 
 class FileRules:
-    """The manifests of a file or a folder."""
+    """The manifests of a file or a folder.
 
-    def __init__(self, path: Path, instance: Instance) -> None:
+    `kept` has those that were last good, which are used where a start finds bad ones.
+    """
+
+    def __init__(self, path: Path, instance: Instance, kept: KeptFiles | None = None) -> None:
         self.faults: tuple[Fault, ...] = ()
         self._path = path
         self._instance = instance
+        self._kept = kept or KeptFiles(None, str(path))
         self._seen: object = None
         self._has_some = False
 
@@ -127,12 +134,30 @@ class FileRules:
         return str(self._path)
 
     def load(self) -> Loaded:
-        """Return the rules as they are. Raises LoadError."""
+        """Return the rules as they are, or those that were last good. Raises LoadError."""
         # Before they are read: what changes while they are is found by the watch.
         self._seen = fingerprint(self._path)
-        loaded = self._read()
-        self._has_some = _has_some(loaded)
+        before = self._last_good()
+        self._has_some = before is not None and _has_some(before)
+        try:
+            loaded = self._load_again()
+        except LoadError as error:
+            if before is None:
+                raise
+            self._note(map(str, error.problems))
+            logger.warning("the rules can't be used, the last good ones are live:\n%s", error)
+            return before
+        self._kept.write(loaded.files)
         return loaded
+
+    def _last_good(self) -> Loaded | None:
+        files = self._kept.read()
+        if files is None:
+            return None
+        try:
+            return load_kept(files, instance=self._instance)
+        except LoadError:
+            return None
 
     async def watch(self, go_live: GoLive, refused: Refused) -> None:
         """Load them again whenever the files change; a bad reload is logged."""
@@ -181,6 +206,7 @@ class FileRules:
             loaded = await asyncio.to_thread(self._load_again)
             self.faults = ()
             await go_live(loaded)
+            await asyncio.to_thread(self._kept.write, loaded.files)
         except LoadError as error:
             self._note(map(str, error.problems))
             logger.error("the rules were not reloaded, the last good ones stay:\n%s", error)  # noqa: TRY400
