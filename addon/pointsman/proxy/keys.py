@@ -46,12 +46,12 @@ class Keys:
         credential = _credential(target)
         if credential is not None and self._missing.get(credential) != str(error):
             self._missing[credential] = str(error)
-            awaited = isinstance(credential, Awaited)
+            expected = _is_expected(target)
             logger.log(
-                logging.WARNING if awaited else logging.ERROR,
+                logging.ERROR if expected else logging.WARNING,
                 "the provider %s is not called until its key is %s: %s",
                 target.provider,
-                "there" if awaited else "back",
+                "back" if expected else "there",
                 error,
             )
 
