@@ -258,3 +258,13 @@ def test_rules_with_a_pool_are_for_proxies_that_read_the_cluster(tmp_path: Path)
     explained = run("explain", "--kubernetes", tmp_path, "--url", "http://pooled").stdout
     assert "→ inferencepool/models/vllm (100%)" in explained
     assert "connects to a ready pod of the InferencePool models/vllm" in explained
+
+
+@pytest.mark.parametrize("command", ["check", "explain"])
+def test_outside_of_a_checkout_the_default_rules_are_the_packages(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = ["--url", "https://api.openai.com/v1/models"] if command == "explain" else []
+    done = CliRunner().invoke(app, [command, *url])
+    assert done.exit_code == 0, done.output

@@ -42,7 +42,7 @@ def test_the_injected_application_is_what_inject_makes_of_it() -> None:
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
-    assert not result.stderr
+    assert "warning" not in result.stderr
     assert result.stdout == (EXAMPLE / "application.injected.yaml").read_text()
 
 

@@ -410,6 +410,26 @@ def test_pods_that_can_not_have_it_are_left_alone_with_a_warning(spec: str, reas
     assert reason in warning
 
 
+@pytest.mark.parametrize(
+    ("version", "kind", "place"),
+    [
+        ("argoproj.io/v1alpha1", "Rollout", "spec: {template: "),
+        ("serving.knative.dev/v1", "Service", "spec: {template: "),
+        ("extensions/v1beta1", "Deployment", "spec: {template: "),
+        ("v1", "ReplicationController", "spec: {template: "),
+        ("v1", "PodTemplate", "{template: "),
+    ],
+)
+def test_pods_in_other_kinds_are_told(version: str, kind: str, place: str) -> None:
+    inner = f"{place}{{spec: {{containers: [{{name: a, image: a}}]}}}}}}"
+    body = inner.removeprefix("{").removesuffix("}") if place.startswith("{") else inner
+    text = f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n{body}\n"
+    injection = injected(text)
+    assert injection.text == text
+    (warning,) = injection.warnings
+    assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
+
+
 @pytest.mark.parametrize("spec", ["hostNetwork: false", "os: {name: linux}", "hostNetwork: 'true'"])
 def test_others_are_injected(spec: str) -> None:
     assert injected(pod(spec)).injected

@@ -32,7 +32,31 @@ def test_it_reads_standard_input(arguments: tuple[str, ...]) -> None:
     result = run(*arguments, text=POD)
     assert result.exit_code == 0
     assert images(result.stdout) == {f"pointsman:{__version__}"}
-    assert not result.stderr
+    assert result.stderr == (
+        f"the image is pointsman:{__version__}; name your registry's with --image\n"
+    )
+
+
+def test_a_sidecar_that_loses_an_option_is_told() -> None:
+    """Whoever pipes a live object through it again may well forget what it was injected with."""
+    given = ("--image", "r.test:5000/p:1", "--keys-secret", "k", "--exclude-ports", "81,82")
+    once = run(*given, text=POD).stdout
+    assert not run(*given, text=once).stderr
+    upgraded = run("--image", "r.test:5000/p:2@sha256:00", *given[2:], text=once)
+    assert not upgraded.stderr
+    again = run(text=once)
+    for option in ("--image r.test:5000/p:1", "--keys-secret k", "--exclude-ports 81,82"):
+        assert f"was injected with {option}, which is not given now and is lost" in again.stderr
+    assert run("--strict", text=once).exit_code == 1
+    assert not run("--strict", text=once).stdout
+
+
+def test_an_option_that_is_given_anew_takes_the_place_of_the_old_one() -> None:
+    image = ("--image", "r.test/p:1")
+    once = run(*image, "--keys-secret", "old", text=POD).stdout
+    again = run(*image, "--keys-secret", "new", text=once)
+    assert not again.stderr
+    assert "secretName: new" in again.stdout
 
 
 def test_it_reads_files_and_directories_in_order(tmp_path: Path) -> None:

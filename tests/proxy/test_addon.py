@@ -8,9 +8,9 @@ from mitmproxy import exceptions
 from mitmproxy.test import taddons
 
 from pointsman.config.credentials import Allowed
+from pointsman.locations import rules_path
 from pointsman.proxy.addon import Pointsman
 from pointsman.proxy.options import allowed_keys, parse_size, workload_name
-from pointsman.proxy.rules import rules_path
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\
@@ -44,10 +44,10 @@ def test_the_default_rules_are_found_beside_the_addon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert rules_path("rules") == ROOT / "rules"
+    assert rules_path(Path("rules")) == ROOT / "rules"
     (tmp_path / "rules").mkdir()
-    assert rules_path("rules") == Path("rules")
-    assert rules_path("elsewhere") == Path("elsewhere")
+    assert rules_path(Path("rules")) == Path("rules")
+    assert rules_path(Path("elsewhere")) == Path("elsewhere")
 
 
 def test_the_workload_is_named_by_the_environment_then_by_its_labels(

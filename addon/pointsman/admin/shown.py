@@ -74,7 +74,7 @@ def _rule(rule: Rule, extra: Extra) -> Json:
             "retry": _set(
                 {
                     "attempts": retry.attempts,
-                    "on": sorted(retry.on),
+                    "retryOn": sorted(retry.on),
                     "perTryTimeoutSeconds": retry.per_try_timeout,
                     "backoffSeconds": retry.backoff,
                 }

@@ -13,6 +13,7 @@ from pointsman.config.backends import UnreadBackends
 from pointsman.config.files import reason
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, load
+from pointsman.locations import rules_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,6 +98,6 @@ def load_rules(
     except ValueError as error:
         fail(f"--labels: {error}", 2)
     try:
-        return load(rules, instance=instance, without_keys=without_keys)
+        return load(rules_path(rules), instance=instance, without_keys=without_keys)
     except LoadError as error:
         fail(str(error), 1)

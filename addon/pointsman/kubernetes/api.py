@@ -62,8 +62,7 @@ class MissingClientError(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "the Kubernetes API is read with kr8s, which is not installed:"
-            " pip install 'pointsman[kubernetes]'"
+            "the Kubernetes API is read with kr8s, which is not installed: pip install kr8s"
         )
 
 

@@ -235,6 +235,11 @@ class Settings(BaseModel):
         return self
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What is not as it is by default, by the options' names: JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    @property
     def cpu_at_most(self) -> str:
         """The cores that the proxy may use: each worker one, and it can't use more."""
         return self.cpu_limit or str(self.workers)

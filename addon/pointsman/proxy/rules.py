@@ -29,9 +29,8 @@ from pointsman.config.loading import (
 from pointsman.config.resources import NAMESPACE_PATTERN
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
-from pointsman.locations import default_rules
+from pointsman.locations import rules_path
 from pointsman.proxy.kept_files import KeptFiles
-from pointsman.proxy.options import DEFAULT_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +100,8 @@ def rules_of(
         )
     if writes_status:
         raise ValueError("llm_status: files have no status; set llm_rules=kubernetes: or remove it")
-    path = rules_path(option)
+    path = rules_path(Path(option).expanduser())
     return FileRules(path, instance, KeptFiles.of_this_run(str(path)))
-
-
-def rules_path(option: str) -> Path:
-    """Return where the files are. The default also stands beside the addon, or in the package."""
-    path = Path(option).expanduser()
-    if option != DEFAULT_RULES or path.exists():
-        return path
-    try:
-        return default_rules()
-    except FileNotFoundError:
-        return path
 
 
 class FileRules:
