@@ -7,6 +7,7 @@ leaned on here change shape.
 import logging
 import math
 import time
+from collections.abc import Set as AbstractSet
 
 from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events, layer, tunnel
@@ -26,6 +27,8 @@ from pointsman.proxy.tuning import describe
 
 logger = logging.getLogger(__name__)
 
+_NONE: frozenset[Connection] = frozenset()
+
 
 class Layer(http_layer.HttpLayer):
     """mitmproxy's HTTP layer with our streams, and with connections by provider."""
@@ -36,7 +39,7 @@ class Layer(http_layer.HttpLayer):
         super().__init__(context, mode)
         self.router = router
         self.http2: dict[Connection, http2.ProviderClient] = {}
-        self._held: set[Connection] = set()
+        self._held: AbstractSet[Connection] = _NONE
         self._alive: dict[int, Stream] = {}  # those that have not been told to let go
         # When the first stream wants to be woken up, and when we have asked for that.
         self._wanted = math.inf
@@ -45,24 +48,10 @@ class Layer(http_layer.HttpLayer):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if self._is_stale(event):
             return
-        client = self.context.client
         if isinstance(event, events.Start):
-            if client.alpn == b"h2":
-                server = http2.Server(self.context.fork(), self._is_request_stuck)
-                self.connections.setdefault(client, server)
-            elif http1.is_http1(self.context):
-                self.connections.setdefault(client, http1.Server(self.context.fork()))
+            self._take_client()
         try:
-            if isinstance(event, events.Wakeup) and event.command in self._alarms:
-                del self._alarms[event.command]
-                yield from self._ring()
-            else:
-                yield from super()._handle_event(event)
-            yield from self._let_flow()
-            yield from self._set_alarm()
-            self._let_go(event)
-            if self.router.draining and not self.streams:
-                yield from self._part()
+            yield from self._work(event)
         except Exception as fault:  # noqa: BLE001 (mitmproxy would leave the client waiting)
             what = "the HTTP layer failed; closing the client's connection\n%s"
             logger.error(what, describe(fault))  # noqa: TRY400 (the message may quote a request)
@@ -73,6 +62,29 @@ class Layer(http_layer.HttpLayer):
                 stream.let_go()
             self._alive.clear()
             yield commands.CloseConnection(self.context.client)
+
+    def _take_client(self) -> None:
+        """Put our end of the client's connection in the place of mitmproxy's."""
+        client, context = self.context.client, self.context.fork()
+        if client.alpn == b"h2":
+            self.connections.setdefault(client, http2.Server(context, self._is_request_stuck))
+        elif http1.is_http1(context):
+            self.connections.setdefault(client, http1.Server(context))
+
+    def _work(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Wakeup) and event.command in self._alarms:
+            del self._alarms[event.command]
+            yield from self._ring()
+        else:
+            yield from super()._handle_event(event)
+        self._hold_stuck()
+        if self.context.client.alpn == b"h2":
+            yield from self._give_room()
+        if self._wanted < math.inf:
+            yield from self._set_alarm()
+        self._let_go(event)
+        if self.router.draining and not self.streams:
+            yield from self._part()
 
     def _part(self) -> layer.CommandGenerator[None]:
         """End an HTTP/2 connection whose streams have ended: its client comes by another.
@@ -144,24 +156,31 @@ class Layer(http_layer.HttpLayer):
             return client.keeps(stream_id)
         return self.router.reading.is_slow(self.context.client)
 
-    def _let_flow(self) -> layer.CommandGenerator[None]:
+    def _hold_stuck(self) -> None:
         """Stop reading from those whose bytes can't go on; go on reading from the others."""
-        client, held = self.connections.get(self.context.client), set[Connection]()
-        if isinstance(client, http2.Server):
-            if client.h2_conn.owed:
-                yield from self.event_to_child(client, http2.Room())
-            for stream_id in client.h2_conn.stream_buffers:
-                stream = self.streams.get(stream_id)
-                if stream and stream.context.server not in self.http2 and client.keeps(stream_id):
-                    held.add(stream.context.server)
-        elif isinstance(client, http1.Server):
+        held = self._stuck()
+        if held != self._held:
+            for connection in held ^ self._held:
+                self.router.reading.hold(connection, held=connection in held)
+            self._held = held
+
+    def _stuck(self) -> AbstractSet[Connection]:
+        client = self.connections.get(self.context.client)
+        if isinstance(client, http1.Server):
             stream = self.streams.get(client.stream_id)
             uploading = stream is not None and stream.is_paused and stream.flow.request.stream
-            if client.is_full or uploading:
-                held.add(self.context.client)
-        for connection in held ^ self._held:
-            self.router.reading.hold(connection, held=connection in held)
-        self._held = held
+            return {self.context.client} if uploading or client.is_full else _NONE
+        if not isinstance(client, http2.Server) or not client.h2_conn.stream_buffers:
+            return _NONE
+        stuck = (self.streams.get(n) for n in client.h2_conn.stream_buffers if client.keeps(n))
+        # Over HTTP/2 a provider is held back by its windows.
+        return {s.context.server for s in stuck if s and s.context.server not in self.http2}
+
+    def _give_room(self) -> layer.CommandGenerator[None]:
+        """Give room back over HTTP/2 for what has gone on by now."""
+        client = self.connections.get(self.context.client)
+        if isinstance(client, http2.Server) and client.h2_conn.owed:
+            yield from self.event_to_child(client, http2.Room())
         for connection, provider in tuple(self.http2.items()):
             if provider.h2_conn.owed:
                 yield from self.event_to_child(self.connections[connection], http2.Room())

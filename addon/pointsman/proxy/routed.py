@@ -805,7 +805,7 @@ class RoutedRequest:
     def forget_body(self) -> None:
         """Keep no body of the request: it will not be sent again."""
         self._body, self._decided_on = None, ()
-        if self.call is not None:
+        if self.call is not None and self.call.outgoing.body:
             self.call = replace(self.call, outgoing=replace(self.call.outgoing, body=b""))
 
     @property
