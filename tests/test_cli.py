@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import pointsman
 from pointsman.cli import app
 
 RULES = """\
@@ -126,6 +127,16 @@ def test_explain_goes_rule_by_rule_and_masks_the_key(rules: Path) -> None:
         assert secret not in result.output
 
 
+def test_explain_writes_ipv6_in_brackets(tmp_path: Path) -> None:
+    (tmp_path / "six.yaml").write_text(
+        "apiVersion: istio.alibabacloud.com/v1beta1\nkind: LLMProvider\nmetadata: {name: six}\n"
+        'spec: {host: "fd00::1", scheme: http, port: 8000}\n'
+    )
+    output = run("explain", tmp_path, "--url", "http://[fd00::1]:8000/v1/x").output
+    assert "POST http://[fd00::1]:8000/v1/x" in output
+    assert "connects to [fd00::1]:8000" in output
+
+
 def test_explain_as_json(rules: Path) -> None:
     result = run(
         "explain", rules, "--url", "http://front/", "-H", "User-Type: subscriber", "--json"
@@ -191,6 +202,21 @@ def test_options_of_the_sidecar_are_refused_without_it(arguments: list[str], nam
     assert f"{named}: only with --sidecar" in result.output
 
 
+@pytest.mark.parametrize("before", [(), ("-p", "0"), ("--set", "llm_observe=true")])
+def test_an_option_without_set_is_refused_as_mitmdump_takes_it_for_a_filter(
+    before: tuple[str, ...],
+) -> None:
+    result = run("run", *before, "llm_unknown=deny")
+    assert result.exit_code == 2
+    assert "write --set llm_unknown=deny" in result.output
+
+
+def test_the_version_is_told() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"pointsman {pointsman.__version__} (mitmproxy ")
+
+
 @pytest.mark.parametrize("command", ["check", "explain", "run", "demo"])
 def test_every_command_has_help_with_examples(command: str) -> None:
     result = run(command, "--help")
@@ -232,3 +258,13 @@ def test_rules_with_a_pool_are_for_proxies_that_read_the_cluster(tmp_path: Path)
     explained = run("explain", "--kubernetes", tmp_path, "--url", "http://pooled").stdout
     assert "→ inferencepool/models/vllm (100%)" in explained
     assert "connects to a ready pod of the InferencePool models/vllm" in explained
+
+
+@pytest.mark.parametrize("command", ["check", "explain"])
+def test_outside_of_a_checkout_the_default_rules_are_the_packages(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = ["--url", "https://api.openai.com/v1/models"] if command == "explain" else []
+    done = CliRunner().invoke(app, [command, *url])
+    assert done.exit_code == 0, done.output

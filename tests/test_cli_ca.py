@@ -26,6 +26,17 @@ def test_init_makes_one_and_keeps_it(tmp_path: Path) -> None:
     assert again.stdout == first.stdout
 
 
+@pytest.mark.parametrize("manifest", [(), ("--manifest", "llm-ca/shop")])
+def test_a_name_that_no_certificate_can_have_is_told_with_the_mend(
+    tmp_path: Path, manifest: tuple[str, ...]
+) -> None:
+    result = run("init", "--dir", tmp_path / "c", "--name", "ü" * 33, *manifest)
+    assert result.exit_code == 1
+    assert "at most 64 bytes, and this one has 66; choose a shorter one (--name)" in result.stderr
+    assert not list(tmp_path.rglob("*.pem"))
+    assert run("init", "--dir", tmp_path / "c", "--name", "ü" * 32).exit_code == 0
+
+
 def test_a_manifest_is_a_secret_that_can_be_mounted_and_not_overwritten(tmp_path: Path) -> None:
     result = run("init", "--manifest", "llm-ca/shop", "--dir", tmp_path / "unused")
     assert result.exit_code == 0, result.output

@@ -16,6 +16,7 @@ class RequestError(Exception):
         code: `error.code`, and the value of the header `x-pointsman-error`.
         flag: the response flag in the access log, as Envoy names them; "" for none.
         param: the body field at fault, if one is.
+        retry_after: seconds after which the same request may succeed, as the client is told.
     """
 
     status: ClassVar[int] = 400
@@ -23,6 +24,7 @@ class RequestError(Exception):
     code: ClassVar[str] = "bad_request"
     flag: ClassVar[str] = ""
     param: ClassVar[str | None] = None
+    retry_after: ClassVar[int | None] = None
 
 
 class NoRouteError(RequestError):
@@ -75,6 +77,16 @@ class BodyTooLargeError(RequestError):
     status = 413
     code = "body_too_large"
     flag = "DPE"
+
+
+class OverloadedError(RequestError):
+    """The bodies of the requests under way hold as much memory as they may."""
+
+    status = 503
+    kind = "server_error"
+    code = "overloaded"
+    flag = "OM"
+    retry_after = 1
 
 
 class UnsupportedEncodingError(RequestError):
@@ -161,6 +173,13 @@ class IdleTimeoutError(UpstreamTimeoutError):
 
     code = "idle_timeout"
     flag = "SI"
+
+
+class KilledError(RequestError):
+    """A person has killed the request in a UI; its client's connection or stream is closed."""
+
+    status = 503
+    code = "killed"
 
 
 class InternalError(RequestError):

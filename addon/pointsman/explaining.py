@@ -15,6 +15,7 @@ from rich.text import Text
 from pointsman.config.backends import INFERENCE_POOL
 from pointsman.config.credentials import CredentialError
 from pointsman.config.hosts import known_llm_hosts
+from pointsman.config.resources import authority
 from pointsman.config.table import RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.routing import matching
@@ -49,6 +50,7 @@ class TargetStep:
     share: float
     priority: int = 0
     method: str = ""
+    host: str = ""
     url: str = ""
     connects_to: str = ""
     headers: tuple[str, ...] = ()
@@ -128,7 +130,7 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
 
 def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
     """Return what would happen to the request."""
-    said = f"{request.method} {request.scheme}://{request.host}{request.bare_path}"
+    said = f"{request.method} {request.scheme}://{authority(request.host)}{request.bare_path}"
     route = table.lookup(request.host)
     if route is None:
         known = request.host in known_llm_hosts()
@@ -168,16 +170,16 @@ def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
     except CredentialError as error:
         message = f"{NoTargetError.status}: {error}"
         return TargetStep(target.provider, share, target.priority, error=message)
-    port = "" if outgoing.port == DEFAULT_PORTS[outgoing.scheme] else f":{outgoing.port}"
-    host, connected_port = outgoing.address
+    port = None if outgoing.port == DEFAULT_PORTS[outgoing.scheme] else outgoing.port
     sent = {name.lower() for name, _ in outgoing.headers}
     return TargetStep(
         provider=target.provider,
         share=share,
         priority=target.priority,
         method=outgoing.method,
-        url=f"{outgoing.scheme}://{outgoing.host}{port}{outgoing.path}",
-        connects_to=_where(target) or f"{host}:{connected_port}",
+        host=outgoing.host,
+        url=f"{outgoing.scheme}://{authority(outgoing.host, port)}{outgoing.path}",
+        connects_to=_where(target) or authority(*outgoing.address),
         headers=tuple(shown_headers(outgoing)),
         dropped_headers=tuple(
             text(name).lower() for name, _ in request.headers if name.lower() not in sent

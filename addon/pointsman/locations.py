@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+DEFAULT_RULES = Path("rules")
+
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
 
@@ -22,6 +24,19 @@ def default_rules() -> Path:
         FileNotFoundError: the installation is incomplete.
     """
     return _first(_PACKAGE / "default_rules", _CHECKOUT / "rules")
+
+
+def rules_path(named: Path) -> Path:
+    """Return where the rules are that `rules` or another path names.
+
+    The default, `rules`, is in the working directory, or else what runs by default.
+    """
+    if named != DEFAULT_RULES or named.exists():
+        return named
+    try:
+        return default_rules()
+    except FileNotFoundError:
+        return named
 
 
 def example_rules(name: str) -> Path:

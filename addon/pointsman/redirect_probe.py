@@ -173,6 +173,16 @@ def listen(family: Family, ports: Sequence[int], stack: ExitStack) -> list[socke
     return listeners
 
 
+def has_route(target: Address) -> bool:
+    """Tell whether a connection to an address could leave; nothing is sent."""
+    try:
+        with socket.socket(family_of(target[0]).number, socket.SOCK_DGRAM) as untold:
+            untold.connect(target)
+    except OSError:
+        return False
+    return True
+
+
 def probe(target: Address, ports: Sequence[int], excluded: Excluded) -> Arrival:
     """Connect to a target; return how the connection arrived.
 
@@ -183,7 +193,16 @@ def probe(target: Address, ports: Sequence[int], excluded: Excluded) -> Arrival:
     family = family_of(target[0])
     name = _shown(target)
     with ExitStack() as stack:
-        listeners = listen(family, ports, stack)
+        try:
+            listeners = listen(family, ports, stack)
+        except NoRouteError:
+            if has_route(target):
+                raise ProbeError(
+                    f"{family.name}: connections can leave, and redirected ones are led to"
+                    f" {family.loopback}, which is not there, so they are refused; switch it on"
+                    " (ip link set lo up; for IPv6: sysctl net.ipv6.conf.lo.disable_ipv6=0)"
+                ) from None
+            raise
         with as_redirected_user(excluded):
             client = stack.enter_context(socket.socket(family.number))
         client.settimeout(TIMEOUT_SECONDS)

@@ -24,6 +24,12 @@ def test_what_is_no_address(address: str) -> None:
         ask(address, "GET", "/readyz")
 
 
+@pytest.mark.parametrize("address", ["a..b:80", f"{'x' * 64}.test:80"])
+def test_a_host_that_can_not_be_is_told(address: str) -> None:
+    with pytest.raises(AdminError, match="is no address"):
+        ask(address, "GET", "/readyz")
+
+
 @pytest.mark.parametrize(
     ("answer", "wrong"),
     [

@@ -35,7 +35,7 @@ class Told:
         shown = {"route": "r", "rule": "all", "provider": "p", "status": 200, **fields}
         self.kept.record(Exchange(request_id, "h", "POST", "/", None, started=0.0, **shown))
 
-    async def readiness(self) -> Readiness:
+    async def readiness(self, *, keys: bool = True) -> Readiness:
         return Readiness(self.reasons, warnings=("a warning",))
 
     async def config(self) -> dict[str, Any]:
@@ -264,6 +264,32 @@ def test_a_source_that_fails_is_told_once_and_ends_no_line(
         served(told, play)
     assert [record.getMessage() for record in caplog.records] == [
         "the page is not brought up to date: KeyError"
+    ]
+
+
+def test_an_exchange_that_can_not_be_encoded_ends_no_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = Told()
+
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        async with looking(client) as seen:
+            await until(seen, "state")
+            kept = told.kept
+            told.kept = Live()
+            told.happen("bad", error="\udc80")
+            while await until(seen, "beat") != {"failing": True}:
+                pass
+            told.kept = kept
+            told.happen("new")
+            assert [one["request_id"] for one in (await until(seen, "change"))["exchanges"]] == [
+                "new"
+            ]
+
+    with caplog.at_level(logging.ERROR):
+        served(told, play)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the page is not brought up to date: UnicodeEncodeError"
     ]
 
 

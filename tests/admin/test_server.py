@@ -21,14 +21,17 @@ LIMIT = 20.0
 class Told:
     """A source that answers what it was given, and remembers what it was asked to do."""
 
-    def __init__(self, *reasons: str) -> None:
+    def __init__(self, *reasons: str, key_reasons: tuple[str, ...] = ()) -> None:
         self.reasons = reasons
+        self.key_reasons = key_reasons
         self.drains: list[bool] = []
         self.asked: list[Mapping[str, int] | None] = []
         self.fault: Exception | None = None
 
-    async def readiness(self) -> Readiness:
-        return Readiness(self.reasons, under_way=3)
+    async def readiness(self, *, keys: bool = True) -> Readiness:
+        if not keys:
+            return Readiness(self.reasons, under_way=3, warnings=self.key_reasons)
+        return Readiness(self.reasons + self.key_reasons, under_way=3)
 
     async def config(self) -> dict[str, Any]:
         if self.fault:
@@ -86,6 +89,18 @@ def test_what_is_not_ready_says_why() -> None:
         assert ready.json()["reasons"] == ["draining", "no listener"]
 
     served(Told("draining", "no listener"), play)
+
+
+def test_a_probe_may_leave_out_keys_and_nothing_else() -> None:
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/readyz")).status_code == 503
+        ready = await client.get("/readyz?exclude=keys")
+        assert (ready.status_code, ready.json()["warnings"]) == (200, ["no key"])
+        for query in ("exclude=listeners", "exclude=keys&exclude=x", "exclude="):
+            refused = await client.get(f"/readyz?{query}")
+            assert (refused.status_code, refused.json()) == (400, {"error": "exclude is keys"})
+
+    served(Told(key_reasons=("no key",)), play)
 
 
 def test_it_shows_the_table_the_metrics_and_the_snapshot() -> None:
@@ -182,6 +197,7 @@ def test_only_a_host_that_no_attacker_can_name_is_answered(host: str, status: in
     [
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pointsman.config.loading import Instance, Loaded, LoadError, Problem, load
+from pointsman.config.loading import Instance, Later, Loaded, LoadError, Problem, load
 
 type Load = Callable[..., Loaded]
 type Fail = Callable[..., tuple[Problem, ...]]
@@ -28,11 +28,12 @@ def rules(folder: Path) -> Load:
         files: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
         instance: Instance | None = None,
+        later: Later = Later.NOTHING,
     ) -> Loaded:
         joined = "---\n".join(text.removesuffix("\n") + "\n" for text in texts)
         for name, text in (files or {"a.yaml": joined}).items():
             (folder / name).write_text(text, encoding="utf-8")
-        return load(folder, instance=instance or Instance(), environ=environ or {})
+        return load(folder, instance=instance or Instance(), environ=environ or {}, later=later)
 
     return load_rules
 

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import pytest
 import trustme
 
 from pointsman.config.compiling import Instance
-from pointsman.config.loading import Loaded, Problem
+from pointsman.config.credentials import CredentialError
+from pointsman.config.loading import Later, Loaded, Problem
 from pointsman.config.table import CallConfig, Target, TlsSettings
 
 type Load = Callable[..., Loaded]
@@ -99,6 +101,38 @@ def test_a_credential_that_cannot_be_had_is_told_where_it_stands(
     assert problem.field == f"spec.configs.defaultConfig.openAIConfig.{field}"
     assert gist in problem.message
     assert "0123456789" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("written", "gist"),
+    [
+        (None, "can't be read"),
+        ("", "is empty"),
+        (f"Bearer {KEY}", "without Bearer"),
+        (f"{KEY}\nb", "characters that no HTTP header may carry"),
+        ("k" * 70_000, "larger than 64 KiB"),
+    ],
+)
+def test_a_proxy_starts_without_a_key_file_and_calls_its_provider_when_it_is_there(
+    rules: Load, folder: Path, problems: Fail, written: str | None, gist: str
+) -> None:
+    text = with_config("{apiKeyFrom: {file: key}}")
+    if written is not None:
+        (folder / "key").write_text(written)
+    loaded = rules(text, later=Later.KEY_FILES)
+    (warning,) = loaded.warnings
+    assert (warning.line, warning.message.endswith("the provider is not called without it")) == (
+        8,
+        True,
+    )
+    assert gist in warning.message
+    with pytest.raises(CredentialError, match=gist):
+        key(loaded)
+    (folder / "key").write_text(KEY)
+    assert key(loaded) == KEY
+    # Where no other value can come later, the start tells.
+    (problem,) = problems(with_config("{apiKeyFrom: {env: A}}"), later=Later.KEY_FILES)
+    assert "variable A is not set" in problem.message
 
 
 def test_a_header_may_hold_what_a_key_may_not(rules: Load) -> None:
@@ -213,6 +247,14 @@ def test_certificates_stand_relative_to_the_manifest(rules: Load, folder: Path) 
     added = "  tls: {caFile: ca.pem, sni: X.test, insecureSkipVerify: false}\n"
     expected = TlsSettings("rules/ca.pem", "x.test", verify=True)
     assert target(rules(PROVIDER + added)).tls == expected
+
+
+def test_a_pipe_in_place_of_certificates_is_refused_and_not_waited_for(
+    problems: Fail, folder: Path
+) -> None:
+    os.mkfifo(folder / "ca.pem")
+    (problem,) = problems(PROVIDER + "  tls: {caFile: ca.pem}\n")
+    assert problem.message == "rules/ca.pem is not a file; give the certificates' own"
 
 
 def test_verification_can_be_switched_off(rules: Load) -> None:

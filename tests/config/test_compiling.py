@@ -79,10 +79,14 @@ def test_a_host_without_dots_answers_to_its_kubernetes_names(rules: Load) -> Non
     assert loaded.table.lookup("p.test.default") is None
 
 
-def test_a_written_host_wins_over_a_derived_one(rules: Load) -> None:
-    loaded = rules(P, provider("q", host="demo.default"), route("r", "demo"))
-    assert found(loaded, "demo.default").name is None
-    assert found(loaded, "demo.default.svc").name == "r"
+def test_no_form_of_a_routes_name_leads_past_its_rules(rules: Load) -> None:
+    """A provider has the full name of the Service that the route is for: its rules come first."""
+    full = "demo.prod.svc.cluster.local"
+    to_it = f"  - backendRefs: [{{providerHost: {full}}}]"
+    loaded = rules(provider("q", host=full), route("r", "demo", to_it, namespace="prod"))
+    for form in ("demo", "demo.prod", "demo.prod.svc", full):
+        assert found(loaded, form).name == "r"
+    assert weights(found(loaded, full).rules[0]) == [("q", 1)]
 
 
 def test_an_ip_address_has_no_kubernetes_names(rules: Load) -> None:

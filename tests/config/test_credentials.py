@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from pointsman.config import credentials
-from pointsman.config.credentials import CredentialError, KeyFile, Literal, expand, mask
+from pointsman.config.credentials import (
+    Allowed,
+    CredentialError,
+    KeyFile,
+    KeyFileUnavailableError,
+    Literal,
+    expand,
+    mask,
+)
 
 KEY = "sk-0123456789abcdef"
 
@@ -77,7 +85,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(secret: str)
 @pytest.mark.parametrize("written", [f"Bearer {KEY}", f"bearer\t{KEY}", f" BEARER  {KEY}\n"])
 def test_a_key_is_written_without_bearer(tmp_path: Path, written: str) -> None:
     (tmp_path / "key").write_text(written)
-    for get in (lambda: Literal(written), lambda: KeyFile(tmp_path / "key")):
+    for get in (lambda: Literal(written), KeyFile(tmp_path / "key").reveal):
         with pytest.raises(CredentialError, match="write the key alone, without Bearer") as caught:
             get()
         assert "0123456789" not in str(caught.value)
@@ -108,9 +116,39 @@ def test_a_key_file_follows_the_symlink_swap_of_a_mounted_secret(
     assert key.reveal() == "key-2"
 
 
+def test_a_key_file_may_lead_where_it_stands_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted secret's symlinks stay in its folder; another must not lead out of it, or later."""
+    monkeypatch.setattr(credentials, "_RECHECK", 0.0)
+    account = tmp_path / "account"
+    monkeypatch.setattr(credentials, "_SERVICE_ACCOUNT", account)
+    folder = tmp_path / "keys"
+    (folder / "..1").mkdir(parents=True)
+    (folder / "..1" / "key").write_text(KEY)
+    (folder / "..data").symlink_to("..1")
+    (folder / "key").symlink_to("..data/key")
+    (tmp_path / "mount").symlink_to("keys")
+    for path in (folder, tmp_path / "mount"):
+        assert KeyFile(path / "key", Allowed((path,))).reveal() == KEY
+
+    key = KeyFile(folder / "key", Allowed((folder,)))
+    assert key.reveal() == KEY
+    account.mkdir()
+    (account / "token").write_text("eyJ.token")
+    (folder / "key").unlink()
+    (folder / "key").symlink_to(account / "token")
+    for allowed in ((folder,), (folder, account), (tmp_path,)):
+        with pytest.raises(KeyFileUnavailableError, match=r"leads elsewhere: objects may"):
+            KeyFile(folder / "key", Allowed(allowed)).reveal()
+    with pytest.raises(KeyFileUnavailableError, match="leads elsewhere"):
+        key.reveal()
+
+
 def test_a_key_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("one")
     key = KeyFile(tmp_path / "key")
+    assert key.reveal() == "one"
     (tmp_path / "key").write_text("another")
     assert key.reveal() == "one"
 
@@ -121,6 +159,7 @@ def test_a_key_file_that_vanishes_is_told_when_the_key_is_wanted(
     monkeypatch.setattr(credentials, "_RECHECK", 0.0)
     (tmp_path / "key").write_text("one")
     key = KeyFile(tmp_path / "key")
+    assert key.reveal() == "one"
     (tmp_path / "key").unlink()
     with pytest.raises(CredentialError, match="check that it is mounted"):
         key.reveal()
@@ -128,11 +167,11 @@ def test_a_key_file_that_vanishes_is_told_when_the_key_is_wanted(
 
 def test_a_key_file_that_is_missing_no_text_or_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CredentialError, match="can't be read"):
-        KeyFile(tmp_path / "missing")
+        KeyFile(tmp_path / "missing").reveal()
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(CredentialError, match="it is not text"):
-        KeyFile(tmp_path / "binary")
+        KeyFile(tmp_path / "binary").reveal()
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
         with pytest.raises(CredentialError, match="is not a file"):
-            KeyFile(tmp_path / name)
+            KeyFile(tmp_path / name).reveal()

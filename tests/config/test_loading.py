@@ -15,6 +15,7 @@ from pointsman.config.loading import (
     Problem,
     fingerprint,
     load,
+    load_kept,
 )
 
 type Load = Callable[..., Loaded]
@@ -95,6 +96,27 @@ def test_the_process_environment_is_read_when_loading(monkeypatch: pytest.Monkey
 
 
 # --- what is read ---------------------------------------------------------------------------------
+
+
+def test_what_files_held_can_be_loaded_when_they_and_what_they_name_are_gone(folder: Path) -> None:
+    text = (
+        f"{PROVIDER}  configs: {{defaultConfig: {{openAIConfig: {{apiKeyFrom: {{file: key}}}}}}}}"
+    )
+    (folder / "key").write_text("key-1")
+    (folder / "a.yaml").write_text(f"\ufeff{text}\n---\n", encoding="utf-8")
+    (folder / "b.json").write_text('{\t"apiVersion": "v1", "kind": "Service"}')
+    loaded = load(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    kept = load_kept(loaded.files)
+    assert (kept.providers, kept.skipped) == (loaded.providers, loaded.skipped)
+    (target,) = kept.table.exact["p.test"].rules[0].targets
+    assert target.config
+    assert target.config.credential
+    with pytest.raises(ValueError, match="can't be read"):
+        target.config.credential.reveal()
+    (folder / "key").write_text("key-2")
+    assert target.config.credential.reveal() == "key-2"
 
 
 def test_a_missing_path_is_an_error(tmp_path: Path) -> None:

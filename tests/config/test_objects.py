@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointsman.config.credentials import CredentialError
+from pointsman.config.credentials import Allowed, CredentialError
 from pointsman.config.loading import Instance, LoadedObjects, load_objects
 from pointsman.config.table import Rule
 from tests.config.test_loading import _VALUES
 
 type Json = dict[str, Any]
 
-KEY = "${KEY}"
+KEY = "${A_API_KEY}"
 
 
 def provider(name: str, host: str = "", *, at: str = "a", age: int = 0, **spec: Any) -> Json:
@@ -45,9 +45,13 @@ def with_key(key: Json) -> Json:
 
 
 def load(
-    *objects: Json, before: LoadedObjects | None = None, home: str = "a", **environ: str
+    *objects: Json,
+    before: LoadedObjects | None = None,
+    home: str = "a",
+    allowed: Allowed | None = None,
+    **environ: str,
 ) -> LoadedObjects:
-    instance = Instance(namespace=home)
+    instance = Instance(namespace=home, allowed=allowed or Allowed())
     good = before.good if before else {}
     return load_objects(objects, good=good, instance=instance, environ=environ)
 
@@ -99,6 +103,16 @@ def test_a_bad_object_that_never_was_good_has_its_host_closed() -> None:
     assert rule(load(provider("p", path="x")), "p.test").fault
 
 
+def test_a_bad_provider_closes_no_host_that_a_route_covers() -> None:
+    """As a good one would not answer there."""
+    bad, wildcard = provider("bad", "x.corp.test", path="x"), route("w", "*.corp.test")
+    assert served(load(P, bad, wildcard), "x.corp.test") == ["p"]
+    full = "chat.a.svc.cluster.local"
+    assert served(load(P, provider("bad", full, path="x"), route("r", "chat")), full) == ["p"]
+    # A bad route would come before the wildcard's rules, if it were good.
+    assert rule(load(P, route("bad", "x.corp.test", {}), wildcard), "x.corp.test").fault
+
+
 def test_a_bad_route_without_a_past_leaves_a_providers_host_to_the_provider() -> None:
     assert served(load(P, route("r", "p.test", {})), "p.test") == ["p"]
 
@@ -140,7 +154,7 @@ def test_routes_of_a_bad_provider_are_left_without_it_and_not_at_fault() -> None
     "key",
     [
         {"apiKey": KEY},
-        {"apiKeyFrom": {"env": "KEY"}},
+        {"apiKeyFrom": {"env": "A_API_KEY"}},
         {"headers": {"authorization": f"Bearer {KEY}"}},
     ],
 )
@@ -150,23 +164,81 @@ def test_a_key_that_is_not_here_fails_the_call_and_not_the_rules(key: Json) -> N
     config = rule(loaded, "p.test").targets[0].config
     assert config
     assert config.credential
-    with pytest.raises(CredentialError, match="the environment variable KEY is not set"):
+    with pytest.raises(CredentialError, match="the environment variable A_API_KEY is not set"):
         config.credential.reveal()
     (warning,) = loaded.loaded.warnings
     assert str(warning).startswith("LLMProvider a/p: spec.configs.defaultConfig.openAIConfig")
-    assert load(provider("p", configs=with_key(key)), KEY="sk-1").loaded.warnings == ()
+    assert load(provider("p", configs=with_key(key)), A_API_KEY="sk-1").loaded.warnings == ()
 
 
 def test_a_key_file_may_come_later(tmp_path: Path) -> None:
     file = tmp_path / "key"
     key = {"apiKeyFrom": {"file": str(file)}}
-    config = rule(load(provider("p", configs=with_key(key))), "p.test").targets[0].config
+    loaded = load(provider("p", configs=with_key(key)), allowed=Allowed((tmp_path,)))
+    config = rule(loaded, "p.test").targets[0].config
     assert config
     assert config.credential
     with pytest.raises(CredentialError, match="can't be read"):
         config.credential.reveal()
     file.write_text("sk-late\n", encoding="utf-8")
     assert config.credential.reveal() == "sk-late"
+
+
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+
+@pytest.mark.parametrize(
+    ("key", "gist"),
+    [
+        ({"apiKeyFrom": {"file": "/etc/passwd"}}, "objects may name only files in /etc/pointsman"),
+        ({"apiKeyFrom": {"file": "keys/a"}}, "add its folder to llm_key_dirs of the proxies"),
+        ({"apiKeyFrom": {"file": "/etc/pointsman/keys/../../passwd"}}, "only files in"),
+        ({"apiKeyFrom": {"file": "/etc/pointsman/keys2/a"}}, "only files in"),
+        ({"apiKeyFrom": {"file": TOKEN}}, "may not name the files of a service account"),
+        ({"apiKeyFrom": {"env": "OTHER"}}, "objects may name only variables *_API_KEY"),
+        ({"apiKey": "${OTHER}"}, "add it to llm_key_variables of the proxies"),
+        ({"headers": {"x-a": "a ${OTHER}"}}, "objects may name only variables"),
+    ],
+)
+def test_an_object_takes_no_secret_but_keys(key: Json, gist: str) -> None:
+    """Who may write it decides where that is sent to."""
+    loaded = load(P, provider("bad", configs=with_key(key)), OTHER="sk-of-another-team")
+    assert served(loaded, "p.test") == ["p"]
+    (problem,) = loaded.refused["LLMProvider a/bad"]
+    assert gist in problem.message
+    assert rule(loaded, "bad.test").targets == ()
+
+
+def test_what_an_object_may_name_is_said_by_who_runs_the_proxy(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-in-file", encoding="utf-8")
+    both = {"apiKeyFrom": {"file": str(tmp_path / "key")}, "headers": {"x-a": "${TEAM_A}"}}
+    wide = Allowed((Path("/elsewhere"), tmp_path), ("X", "TEAM_*"))
+    loaded = load(provider("p", configs=with_key(both)), allowed=wide, TEAM_A="a")
+    config = rule(loaded, "p.test").targets[0].config
+    assert config
+    assert config.credential
+    assert (config.credential.reveal(), dict(config.headers)) == ("sk-in-file", {"x-a": "a"})
+    none = load(provider("p", configs=with_key(both)), allowed=Allowed((), ()), TEAM_A="a")
+    messages = [problem.message for problem in none.refused["LLMProvider a/p"]]
+    assert [m.partition(";")[0] for m in messages] == [
+        "objects may name no files",
+        "objects may name no variables",
+    ]
+
+
+def test_a_service_account_is_no_ones_whatever_folders_are_allowed() -> None:
+    source = {"apiKeyFrom": {"file": TOKEN}}
+    loaded = load(provider("p", configs=with_key(source)), allowed=Allowed((Path("/"),)))
+    assert "service account" in loaded.refused["LLMProvider a/p"][0].message
+
+
+def test_what_was_good_before_is_bounded_too() -> None:
+    """A copy from when more was allowed does not bring it back."""
+    key = provider("p", configs=with_key({"apiKey": "${OTHER}"}))
+    before = load(key, allowed=Allowed(variables=("OTHER",)), OTHER="sk-1")
+    assert before.refused == {}
+    assert "LLMProvider a/p" in load(key, before=before, OTHER="sk-1").refused
+    assert rule(load(key, before=before, OTHER="sk-1"), "p.test").targets == ()
 
 
 def test_a_certificate_that_is_not_here_is_told_and_nothing_passes_unverified() -> None:

@@ -208,7 +208,7 @@ def test_a_missing_mitmdump_is_told(
     monkeypatch.setattr("pointsman.demo.play_stage.mitmdump_beside", lambda: tmp_path / "mitmdump")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert play(console=Console(file=output, width=WIDTH)) == 1
-    assert "pip install 'pointsman[demo]'" in output.getvalue()
+    assert "pip install mitmproxy" in output.getvalue()
 
 
 def test_transparent_mode_needs_root(monkeypatch: pytest.MonkeyPatch, output: io.StringIO) -> None:

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pointsman.cli import app
-from pointsman.config.loading import Instance, load
+from pointsman.config.loading import Instance, Later, load
 from tests.kubernetes.injecting import KUBECTL, VERSIONS, containers_of, documents, validate
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_the_injected_application_is_what_inject_makes_of_it() -> None:
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
-    assert not result.stderr
+    assert "warning" not in result.stderr
     assert result.stdout == (EXAMPLE / "application.injected.yaml").read_text()
 
 
@@ -84,6 +84,11 @@ def test_the_rules_are_all_in_the_configmap_and_load(kustomization: Any, tmp_pat
         (tmp_path / "keys" / name).write_text("key")
     loaded = load(tmp_path, instance=Instance())
     assert (len(loaded.providers), len(loaded.routes)) == (2, 1)
+    # As keys.env.example says: an empty one is no one's but its provider's.
+    for name in KEYS:
+        (tmp_path / "keys" / name).write_text("")
+    (first, second) = load(tmp_path, instance=Instance(), later=Later.KEY_FILES).warnings
+    assert first.resource != second.resource
 
 
 def test_the_sidecar_mounts_what_the_generators_make(kustomization: Any) -> None:

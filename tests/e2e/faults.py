@@ -15,10 +15,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import h2.config
-import h2.connection
-import h2.events
-
 from pointsman.demo.openai_answers import dump
 from pointsman.demo.provider import FLUSH_SECONDS
 from tests.e2e.harness import DEADLINE, LOOPBACK, Json, RawServer, read_exactly, read_head
@@ -181,48 +177,3 @@ def chunk(data: bytes) -> bytes:
 
 
 CHUNKED = "Transfer-Encoding: chunked"
-
-
-class Http2Client:
-    """A client of the h2 library: the one that resets a stream and keeps its connection."""
-
-    def __init__(self, conn: socket.socket, host: str) -> None:
-        self._conn = conn
-        self._host = host
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        self._h2.initiate_connection()
-        self._flush()
-
-    def _flush(self) -> None:
-        self._conn.sendall(self._h2.data_to_send())
-
-    def post(self, body: bytes) -> int:
-        """Send a chat request; return its stream."""
-        stream = self._h2.get_next_available_stream_id()
-        headers = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", self._host),
-            (":path", "/v1/chat/completions"),
-            ("content-length", str(len(body))),
-        ]
-        self._h2.send_headers(stream, headers)
-        self._h2.send_data(stream, body, end_stream=True)
-        self._flush()
-        return stream
-
-    def read_until(self, stream: int, wanted: bytes) -> None:
-        """Read until this stream's body has these bytes."""
-        body = b""
-        while wanted not in body:
-            data = self._conn.recv(65536)
-            assert data, f"closed after {body!r}"
-            for event in self._h2.receive_data(data):
-                if isinstance(event, h2.events.DataReceived) and event.stream_id == stream:
-                    body += event.data
-            self._flush()
-
-    def reset(self, stream: int) -> None:
-        """Give the stream up."""
-        self._h2.reset_stream(stream)
-        self._flush()

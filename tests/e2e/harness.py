@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +102,12 @@ class Output:
                     raise AssertionError(f"{what}: not in the output:\n{''.join(self._lines)}")
                 self._grown.wait(left)
             return found
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Read nothing meanwhile, as who has hung."""
+        with self._grown:
+            yield
 
     def join(self) -> None:
         """Wait for the end of the pipe."""
@@ -306,6 +312,21 @@ class Proxy:
         self._close()
         return code
 
+    @property
+    def memory(self) -> int:
+        """How many bytes of memory the process has."""
+        return _kibibytes(Path(f"/proc/{self._process.pid}"), "VmRSS") * 1024
+
+    @contextlib.contextmanager
+    def grows_less_than(self, size: int) -> Iterator[None]:
+        """Assert that the process never has so many bytes more, while this lasts, than before."""
+        folder = Path(f"/proc/{self._process.pid}")
+        (folder / "clear_refs").write_text("5")  # the peak is now what there is
+        before = _kibibytes(folder, "VmRSS")
+        yield
+        grown = (_kibibytes(folder, "VmHWM") - before) * 1024
+        assert grown < size, f"it has grown by {grown} bytes"
+
     def _kill(self) -> None:
         self._process.kill()
         self._process.wait(DEADLINE)
@@ -344,6 +365,11 @@ class Proxy:
         head = read_head(opened)
         assert b" 200 " in head.partition(b"\r\n")[0] + b" ", head
         return opened
+
+
+def _kibibytes(process: Path, name: str) -> int:
+    status = (process / "status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0])
 
 
 def _listening_port(lines: list[str]) -> int:

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import httpx
 
+from pointsman.kubernetes.settings import Settings
+from pointsman.kubernetes.sidecar import containers
 from tests.e2e.harness import (
     ADDON,
     DEADLINE,
@@ -23,6 +25,8 @@ from tests.e2e.harness import (
     trusting,
 )
 
+_CONTAINER = containers(Settings(image="pointsman"), workload=None, grace=90)[-1]
+STARTUP: str = _CONTAINER["startupProbe"]["httpGet"]["path"]
 PROGRAM = "from pointsman.__main__ import main; main()"
 
 
@@ -219,11 +223,11 @@ class Sidecar:
             return client.request(method, f"{base}{path}")
 
     def wait_until_ready(self) -> None:
-        """Wait until the admin endpoint says that all workers are ready."""
+        """Wait until all workers serve, as the startup probe of a pod does."""
 
         def ready() -> bool:
             assert self._process.poll() is None, "it has ended"
-            return self.ask("/readyz").status_code == 200
+            return self.ask(STARTUP).status_code == 200
 
         # The first start in a confdir compiles what the workers import.
         eventually(ready, what="readiness", within=3 * DEADLINE)

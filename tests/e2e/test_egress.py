@@ -19,6 +19,7 @@ from tests.e2e.harness import (
     Far,
     Json,
     Proxy,
+    RawServer,
     assert_entry,
     assert_refused,
     chat,
@@ -39,6 +40,7 @@ KNOWN = "api.deepseek.com"
 OWN = "sk-own-7f21c0de"
 OWN_KEY = {"authorization": f"Bearer {OWN}"}
 CHAT = "/v1/chat/completions"
+PROTOCOL_VERSION = bytes.fromhex("15 0303 0002 02 46")
 ACCESS_DENIED = bytes.fromhex("15030300020231")
 # What the log knows of a connection that was closed before it was read.
 CLOSED: Json = {
@@ -249,6 +251,30 @@ def test_a_hello_that_never_ends_is_not_collected(guard: Proxy, canary: Canary) 
         except ConnectionError:
             closed = True
     assert closed
+
+
+def test_a_record_of_an_odd_version_hides_no_name(guard: Proxy, canary: Canary) -> None:
+    """mitmproxy takes no such record for TLS; servers do, as RFC 8446 wants it."""
+    for version in (b"\x04", b"\xff"):
+        for host in (KNOWN, "api.openai.com"):
+            whole = hello(host)
+            with guard.tunnel(LOOPBACK, canary.secure.port) as conn:
+                conn.sendall(whole[:2] + version + whole[3:])
+                assert read_all(conn) == PROTOCOL_VERSION
+            assert_entry(
+                guard.entry(), host=host, status=None, flags=["DPE"], error="malformed_request"
+            )
+
+
+def test_a_record_of_an_odd_version_to_others_passes_as_it_is(
+    guard: Proxy, raw_server: Callable[..., RawServer]
+) -> None:
+    whole = hello("harmless.example")
+    odd = whole[:2] + b"\x04" + whole[3:]
+    server = raw_server(lambda conn: conn.sendall(read_exactly(conn, len(odd))[::-1]))
+    with guard.tunnel(LOOPBACK, server.port) as conn:
+        conn.sendall(odd)
+        assert read_all(conn) == odd[::-1]
 
 
 def test_a_socks_client_names_its_server(

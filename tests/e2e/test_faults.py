@@ -159,7 +159,7 @@ ROWS = {
     "529": Row(sending(answer("529 Overloaded")), **own(529)),
     "500-cut-short": Row(
         sending(b"HTTP/1.1 500 Oh\r\nContent-Length: 99\r\n\r\n" + MARK.encode()),
-        attempt=(500, "upstream_reset"),
+        attempt=(500, "status 500"),
         alone=(500, None),
         flag="UC",
     ),

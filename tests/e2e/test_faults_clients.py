@@ -11,7 +11,7 @@ from pointsman.demo.authority import Authority
 from pointsman.demo.openai_answers import dump
 from pointsman.demo.provider import Provider, Reply
 from pointsman.demo.server import ThreadedServer
-from tests.e2e.faults import WORD, BlackHole, Http2Client
+from tests.e2e.faults import WORD, BlackHole
 from tests.e2e.harness import (
     DEADLINE,
     Far,
@@ -28,6 +28,7 @@ from tests.e2e.harness import (
     trusting,
     write_rules,
 )
+from tests.e2e.http2 import Http2Client
 
 pytestmark = pytest.mark.e2e
 

@@ -78,7 +78,8 @@ def test_the_numbers_are_those_of_the_access_log(traffic: Traffic) -> None:
     labels = ("route", "rule", "provider", "model", "status", "flag")
     assert found.sums("pointsman_requests_total", *labels) == Counter(
         (
-            *(text(entry[name]) for name in ("route", "rule", "provider")),
+            entry["route"] or entry["host"],  # of what has no route
+            *(text(entry[name]) for name in ("rule", "provider")),
             model(entry),
             text(entry["status"]),
             ",".join(sorted(entry["flags"])) or "-",
@@ -174,7 +175,7 @@ def test_targets_have_their_share_and_their_state(traffic: Traffic) -> None:
     states = found.sums("pointsman_target_state", "route", "provider")
     assert states["lost", "dead"] == 2
     assert states["picky", "openai"] == 0
-    assert states["-", "accounted"] == 0
+    assert states[traffic.accounted.provider.host, "accounted"] == 0
 
 
 def test_a_refused_reload_is_shown_until_a_good_one(traffic: Traffic) -> None:

@@ -29,8 +29,10 @@ from tests.e2e.harness import (
     openai_config,
     said,
     to,
+    trusting,
     write_rules,
 )
+from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.traffic import Traffic
 
@@ -401,6 +403,31 @@ def test_what_a_client_sends_stays_text(
     assert page.title() == "Pointsman"
 
 
+def test_bytes_that_are_no_text_do_not_stop_the_page(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
+) -> None:
+    proxy = start_proxy(write_rules(tmp_path / "rules", openai.manifest()), *ADMIN)
+    page = shown(proxy.admin)
+    trust = trusting(proxy.certificate)
+    trust.set_alpn_protocols(["h2"])
+    with (
+        proxy.tunnel("api.openai.com", 443) as plain,
+        trust.wrap_socket(plain, server_hostname="api.openai.com") as conn,
+    ):
+        raw = Http2Client(conn, "api.openai.com")
+        raw.read_until(raw.post(b"{}", path=b"/v1/x\x80/chat/completions"), b"error")
+    with proxy.client() as client:
+        assert said(client.post(URL, json=chat(model="m")))
+    paths = [entry["path"] for entry in proxy.logged(2)]
+    assert paths == ["/v1/x\ufffd/chat/completions", "/v1/chat/completions"]
+    expect(total(page, "requests")).to_have_text("2")
+    expect(rows(page)).to_have_count(2)
+    # So it is for one who comes now.
+    page.reload()
+    live(page)
+    expect(rows(page)).to_have_count(2)
+
+
 def test_the_browser_makes_no_markup_of_strings_on_it(shared: Traffic, page: Page) -> None:
     page.goto(f"http://{shared.proxy.admin}/")
     for attempt in (
@@ -543,6 +570,44 @@ def test_no_width_needs_scrolling_sideways(
         assert page.evaluate(
             "[...document.querySelectorAll('.plot canvas')].every(canvas => canvas.width > 100)"
         )
+
+
+def test_where_an_explanation_takes_the_window_it_is_all_that_one_reaches(
+    shared: Traffic, browser: Browser
+) -> None:
+    with looked_at(browser, shared.proxy.admin, 360, "light") as page:
+        detail, row = page.locator("#detail"), rows(page).first
+        row.click()
+        expect(detail).to_have_js_property("open", value=True)
+        within = "document.querySelector('#detail').contains(document.activeElement)"
+        assert page.evaluate(within)
+        for _ in range(8):  # past its end comes the browser's own, which is told as the body
+            page.keyboard.press("Tab")
+            assert page.evaluate(f"{within} || document.activeElement === document.body")
+        page.keyboard.press("Escape")
+        expect(detail).to_be_hidden()
+        expect(row).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(detail).to_be_visible()
+        detail.get_by_label("Close").click()
+        expect(row).to_be_focused()
+
+
+def test_an_explanation_stays_when_the_window_gets_wider_or_narrower(
+    shared: Traffic, browser: Browser
+) -> None:
+    with looked_at(browser, shared.proxy.admin, 1440, "light") as page:
+        detail, row = page.locator("#detail"), rows(page).first
+        row.click()
+        expect(row).to_be_focused()  # so that the arrows go on from here
+        for width, modal in ((800, True), (1200, False)):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(
+                f"document.querySelector('#detail').matches(':modal') === {str(modal).lower()}"
+            )
+            expect(detail.locator("h3")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(detail).to_be_hidden()
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,10 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect as ws_connect
@@ -97,6 +99,41 @@ def test_an_unlisted_https_host_with_a_client_certificate_works(
     ):
         tls.sendall(b"hello")
         assert read_exactly(tls, 5) == b"hello"
+
+
+def test_a_connection_is_closed_when_rules_come_to_name_its_host(
+    start_proxy: StartProxy,
+    authority: Authority,
+    raw_server: Callable[..., RawServer],
+    tmp_path: Path,
+) -> None:
+    """Its client comes again, and is routed. While bytes move, nothing is cut."""
+    server = raw_server(echo, tls=server_context(authority, "late.example", "other.example"))
+    rules = write_rules(tmp_path / "rules", llm_provider("p", "p.example"))
+    proxy = start_proxy(rules)
+
+    @contextmanager
+    def relayed(host: str) -> Iterator[ssl.SSLSocket]:
+        with (
+            proxy.tunnel(LOOPBACK, server.port) as plain,
+            trusting(authority.certificate).wrap_socket(plain, server_hostname=host) as tls,
+        ):
+            yield tls
+
+    with relayed("late.example") as tls, relayed("other.example") as other:
+        late = llm_provider("late", "late.example")
+        write_rules(rules, llm_provider("p", "p.example"), late)
+        proxy.says("connections to hosts that the rules name now: 1")
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            tls.sendall(b"x")
+            assert read_exactly(tls, 1) == b"x"
+            time.sleep(0.2)
+        assert tls.recv(1) == b""
+        other.sendall(b"hello")
+        assert read_exactly(other, 5) == b"hello"
+    with pytest.raises(ssl.SSLCertVerificationError), relayed("late.example"):
+        pass
 
 
 # --- raw TCP --------------------------------------------------------------------------------------
@@ -226,6 +263,40 @@ def test_plain_http_is_streamed_both_ways_and_nothing_of_it_changes(
     assert head_lines(answer) == ["HTTP/1.1 203 Mine", *GOT_HEADERS]
     assert got == PIECE * PIECES + b"last"
     pointsman.assert_no_more_entries()
+
+
+def test_an_interim_answer_does_not_end_the_request(
+    pointsman: Proxy, raw_server: Callable[..., RawServer]
+) -> None:
+    def serve(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
+        time.sleep(0.1)
+        conn.sendall(
+            b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+        )
+
+    server = raw_server(serve)
+    with pointsman.client() as client:
+        answer = client.get(f"http://{server.address}/")
+    assert (answer.status_code, answer.text) == (200, "hi")
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+def test_empty_lines_before_a_request_are_skipped(
+    pointsman: Proxy, raw_server: Callable[..., RawServer], apart: bool
+) -> None:
+    def serve(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
+    server = raw_server(serve)
+    with connect(pointsman.address) as conn:
+        conn.sendall(b"\r\n\r\n")
+        if apart:
+            time.sleep(0.1)
+        conn.sendall(f"GET http://{server.address}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert read_head(conn).startswith(b"HTTP/1.1 200 ")
 
 
 def test_an_answer_without_length_ends_with_its_connection(

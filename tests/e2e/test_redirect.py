@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pointsman.redirect_probe import original_destination
-from tests.e2e.harness import DEADLINE, RawServer, read_head
+from tests.e2e.harness import DEADLINE, RawServer, eventually, read_head
 from tests.e2e.namespaces import (
     APP,
     METADATA,
@@ -311,6 +312,55 @@ def test_print_shows_what_apply_loads_and_loads_nothing(pod: Namespaces, backend
     assert by_hand != before
     pod.apply("--backend", backend, "-x", "10.9.9.9")
     assert snapshot(pod) == by_hand
+
+
+@root
+def test_who_applies_or_removes_waits_for_others_that_do(pod: Namespaces) -> None:
+    """The lock is the namespace itself."""
+    with ExitStack() as stack:
+
+        def start(*command: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [*pod.in_pod, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            return stack.enter_context(process)
+
+        holding = start("sh", "-c", "exec 9</proc/self/ns/net; flock 9; echo held; read -r _")
+        assert holding.stdout
+        assert holding.stdout.readline() == "held\n"
+        waiting = [start(str(REDIRECT), command) for command in ("apply", "remove")]
+        inode = Path("/run/netns", pod.pod).stat().st_ino
+
+        def both_wait() -> bool:
+            locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+            return sum(f":{inode} " in line and " -> " in line for line in locks) == 2
+
+        eventually(both_wait, what="two that wait")
+        assert "15001" not in snapshot(pod)
+        holding.communicate("\n", timeout=DEADLINE)
+        for process in waiting:
+            assert process.wait(DEADLINE) == 0
+
+
+@root
+def test_many_that_apply_at_once_leave_the_rules_of_one(pod: Namespaces) -> None:
+    pure = set()
+    for backend in BACKENDS:
+        pod.apply("--backend", backend)
+        pure.add(snapshot(pod))
+    done: list[int] = []
+
+    def apply_by(backend: str) -> None:
+        done.append(pod.redirect("apply", "--backend", backend).returncode)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=apply_by, args=[each]) for each in BACKENDS * 3]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert snapshot(pod) in pure
+    assert done == [0] * 18
 
 
 def broken(folder: Path, *tools: str) -> Mapping[str, str]:
@@ -798,3 +848,20 @@ def test_check_says_what_it_could_not_check() -> None:
         done = names.redirect("check", "--probe", "2001:db8::1")
         assert done.returncode == 1
         assert "nothing could be checked; name an address by --probe" in done.stderr
+
+
+@root
+def test_check_fails_where_loopback_lacks_a_family_that_can_leave() -> None:
+    with network() as names:
+        names.apply()
+        switch = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
+        run(*names.in_pod, "sh", "-c", f"echo 1 >{switch}")
+        done = names.redirect("check")
+        assert done.returncode == 1
+        assert "ok: 192.0.2.1:80" in done.stdout
+        assert (
+            "failed: IPv6: connections can leave, and redirected ones are led to ::1" in done.stderr
+        )
+        assert "net.ipv6.conf.lo.disable_ipv6=0" in done.stderr
+        run(*names.in_pod, "sh", "-c", f"echo 0 >{switch}")
+        assert names.redirect("check").returncode == 0

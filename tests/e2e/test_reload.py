@@ -158,7 +158,7 @@ def test_a_folder_without_any_rules_is_a_bad_change(
     proxy.expect_error("no LLMProvider or LLMRoute is left in it")
     assert model_now(proxy) == "old"
     ready = httpx.get(f"http://{proxy.admin}/readyz", trust_env=False).json()
-    assert ready["warnings"] == ["the last change of the rules was refused: see /config"]
+    assert ready["warnings"] == ["a change of the rules was refused: see /config"]
     write_rules(rules, manifest(openai, "new"))
     eventually(lambda: model_now(proxy) == "new", what="the new rules", within=PROMPTLY + 1)
 

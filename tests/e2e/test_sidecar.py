@@ -27,17 +27,19 @@ from tests.e2e.harness import (
     Json,
     RawServer,
     assert_entry,
+    assert_refused,
     chat,
     connect,
     eventually,
     head_lines,
+    openai_config,
     read_head,
     said,
     sse,
     trusting,
     write_rules,
 )
-from tests.e2e.sidecar import PROGRAM, Sidecar, StartSidecar, is_alive
+from tests.e2e.sidecar import PROGRAM, STARTUP, Sidecar, StartSidecar, is_alive
 
 pytestmark = [
     pytest.mark.e2e,
@@ -177,6 +179,18 @@ def test_a_killed_worker_is_back_soon_and_its_clients_wait(
     assert 'restarts_total{worker="1"} 1.0' in sidecar.ask("/metrics").text
 
 
+def test_until_a_killed_worker_serves_again_readiness_tells_what_ended_it(
+    start_sidecar: StartSidecar, rules: Path
+) -> None:
+    sidecar = start_sidecar(rules)
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_error("worker 1 was killed by SIGKILL")
+    reasons = []
+    while not (ready := sidecar.ask("/readyz").json())["ready"]:
+        reasons += ready["reasons"]
+    assert set(reasons) == {"worker 1 was killed by SIGKILL and starts again"}
+
+
 def test_what_a_dead_worker_has_counted_stays(
     start_sidecar: StartSidecar, rules: Path, openai: Far
 ) -> None:
@@ -205,14 +219,13 @@ def test_no_one_reaches_the_admin_endpoint_through_the_proxy(
 
 
 def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
-    start_sidecar: StartSidecar, rules: Path, openai: Far
+    start_sidecar: StartSidecar, rules: Path, openai: Far, tmp_path: Path
 ) -> None:
-    sidecar = start_sidecar(rules)
-    good = (rules / "rules.yaml").read_text()
-    (rules / "rules.yaml").write_text("kind: [")
-    sidecar.expect_error("the rules were not reloaded")
+    away = tmp_path / "away"
+    sidecar = start_sidecar(rules, scripts=["not_starting.py"], env={"NOT_STARTING": str(away)})
+    away.touch()
     os.kill(sidecar.workers()[0], signal.SIGKILL)
-    sidecar.expect_errors("worker 1 ", "Error logged during startup", "1 error in the rules")
+    sidecar.expect_errors("worker 1 ", "this worker does not start", "Error logged during startup")
     sidecar.wait_for("worker 1 ended with status 1; it starts again in 1 s")
     ready = sidecar.ask("/readyz")
     assert ready.status_code == 503
@@ -226,11 +239,44 @@ def test_while_a_worker_is_away_readiness_says_so_and_connections_wait(
         sidecar.wait_for("worker 1 ended with status 1; it starts again in 2 s")
         assert answers == []
         assert not openai.provider.calls
-        (rules / "rules.yaml").write_text(good)
+        away.unlink()
         asking.join(DEADLINE)
     assert [said(answer) for answer in answers]
     openai.call()
     sidecar.wait_until_ready()
+
+
+def test_a_worker_that_starts_again_while_the_rules_are_bad_serves_by_the_last_good_ones(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules, "--workers", "2")
+
+    def asked() -> None:
+        with sidecar.client() as client:
+            assert said(client.post(URL, json=chat(model="small")))
+        openai.calls(len(openai.provider.calls))
+
+    good = (rules / "rules.yaml").read_text()
+    (rules / "rules.yaml").write_text(good.replace("kind:", "knid:"))
+    sidecar.expect_error("the rules were not reloaded, the last good ones stay")
+    sidecar.wait_for("the rules were not reloaded", count=2)
+    for index, worker in enumerate(sidecar.workers(), 1):
+        os.kill(worker, signal.SIGKILL)
+        sidecar.expect_error(f"worker {index} was killed by SIGKILL; it starts again in 0 s")
+        sidecar.wait_for("worker ", count=2 + 2 * index)  # serves, serves, died, serves, ...
+        assert "serves" in sidecar.logged("worker ")[-1]["event"]
+    sidecar.wait_for("the rules can't be used, the last good ones are live", count=2)
+    asked()
+    ready = sidecar.ask("/readyz").json()
+    assert ready["ready"] is True
+    assert "refused" in ready["warnings"][0]
+    assert sidecar.ask("/config").json()["refused"]["problems"]
+    assert counted(sidecar.ask("/metrics").text, "pointsman_last_reload_successful") == 0
+
+    (rules / "rules.yaml").write_text(good)
+    eventually(lambda: not sidecar.ask("/readyz").json()["warnings"], what="good rules")
+    assert sidecar.ask("/config").json()["refused"] is None
+    asked()
 
 
 def test_a_worker_that_hangs_is_killed_and_starts_again(
@@ -332,6 +378,34 @@ def test_sigterm_lets_streams_end_and_takes_no_more(
     sidecar.assert_ended(0)
     (entry,) = entries(sidecar)
     assert_entry(entry, status=200, flags=[], stream=True)
+
+
+def test_connections_that_no_worker_has_accepted_yet_are_served_at_the_end(
+    start_sidecar: StartSidecar, rules: Path, raw_server: Callable[..., RawServer]
+) -> None:
+    """To their clients they are connected: to close the sockets at once would be to reset them."""
+
+    def serve(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+
+    site = raw_server(serve)
+    sidecar = start_sidecar(rules, "--workers", "2")
+    workers = sidecar.workers()
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    clients = [connect(sidecar.address) for _ in range(60)]
+    sidecar.send(signal.SIGTERM)
+    sidecar.wait_for("draining")
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    for client in clients:
+        request = f"GET http://{site.address}/ HTTP/1.1\r\nhost: {site.address}\r\n\r\n"
+        client.sendall(request.encode())
+    for client in clients:
+        assert head_lines(read_head(client))[0] == "HTTP/1.1 200 OK"
+        client.close()
+    sidecar.assert_ended(0)
 
 
 def test_a_soft_drain_outlives_a_worker(
@@ -459,6 +533,74 @@ def test_one_writable_folder_is_enough(
     assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") == 1
 
 
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_confdir(own_confdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A confdir with room for 1 MiB, as a memory volume with a limit has it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder = tmp_path_factory.mktemp("small")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    try:
+        (folder / "bytecode").symlink_to(own_confdir / "bytecode")
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with suppress(OSError), (folder / "fill").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.root
+def test_a_confdir_that_fills_up_costs_counts_and_no_traffic(
+    start_sidecar: StartSidecar, small_confdir: Path, rules: Path, openai: Far
+) -> None:
+    sidecar = start_sidecar(rules, confdir=small_confdir)
+    fill(small_confdir)
+
+    def ask_for_models(first: int) -> None:
+        with sidecar.client() as client:
+            for number in range(first, first + 30):
+                assert said(client.post(URL, json=chat(model=f"model-{number}")))
+        sidecar.wait_for("llm_request", count=first + 30)
+
+    def missing() -> int:
+        return len(sidecar.logged("some counts are missing from the metrics"))
+
+    ask_for_models(0)
+    assert missing() == 1
+    assert counted(sidecar.ask("/metrics").text, "pointsman_requests_total") > 0
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_error("worker 1 was killed by SIGKILL")
+    sidecar.wait_for("worker 1 serves", count=2)
+    ask_for_models(30)
+    assert missing() in (2, 3)  # in both lives, and by the supervisor, which has to tidy up
+    assert sidecar.ask("/metrics").status_code == 200
+    openai.calls(60)
+
+
+@pytest.mark.root
+def test_a_confdir_that_is_full_at_the_start_ends_it_with_the_mend(
+    small_confdir: Path, rules: Path
+) -> None:
+    (small_confdir / "left").write_bytes(bytes(900 * 1024))
+    nearly = failing(small_confdir, "--workers", "2", rules=rules, env=KEYS)
+    fill(small_confdir)
+    full = failing(small_confdir / "c", rules=rules, env=KEYS)
+    for end in (nearly, full):
+        assert end["code"] == 1
+        assert "No space left on device" in end["event"]
+        assert "make its volume larger" in end["event"]
+
+
 # --- its output -----------------------------------------------------------------------------------
 
 
@@ -481,6 +623,33 @@ def test_all_that_a_worker_prints_becomes_json(start_sidecar: StartSidecar, rule
     assert warning["level"] == "warning"
 
 
+def test_a_reader_of_the_log_that_stalls_costs_lines_and_no_traffic(
+    start_sidecar: StartSidecar, rules: Path, openai: Far
+) -> None:
+    keep_few = (
+        "from pointsman.telemetry.line_writer import LineWriter;"
+        " LineWriter.__init__.__defaults__ = (50_000,);"
+    )
+    sidecar = start_sidecar(rules, "--workers", "2", program=f"{keep_few} {PROGRAM}")
+    asked = 200
+    with sidecar.out.stalled(), sidecar.client() as client:
+        for _ in range(asked):
+            assert said(client.post(URL, json=chat(model="small")))
+        assert sidecar.ask("/healthz").status_code == 200
+    told = "lines of this log were lost, as its reader had stalled: "
+    sidecar.wait_for(told)
+
+    def lost() -> int:
+        return sum(int(entry["event"].removeprefix(told)) for entry in sidecar.logged(told))
+
+    eventually(lambda: len(entries(sidecar)) + lost() == asked, what="the number of lost lines")
+    assert lost() > 0
+    with sidecar.client() as client:
+        assert said(client.post(URL, json=chat(model="small")))
+    sidecar.wait_for("llm_request", count=asked - lost() + 1)
+    openai.calls(asked + 1)
+
+
 def failing(confdir: Path, *options: str, rules: Path | None = None, **more: Any) -> Json:
     """Run a sidecar that can't start; return its last words, and its exit status beside them."""
     sidecar = Sidecar(confdir, rules, *options, **more)
@@ -501,6 +670,39 @@ def test_bad_rules_at_the_start_end_it(own_confdir: Path, tmp_path: Path, openai
     assert 'did you mean \\"path\\"?' in end["all"]
     assert "rules.yaml:" in end["all"]
     assert end["all"].count("did you mean") == 1
+
+
+@pytest.mark.parametrize("key", [None, ""], ids=["missing", "empty"])
+def test_a_missing_key_keeps_its_provider_from_being_called_and_nothing_from_starting(
+    start_sidecar: StartSidecar, tmp_path: Path, openai: Far, moonshot: Far, key: str | None
+) -> None:
+    """As in an injected pod: its application starts when the startup probe succeeds."""
+    file = tmp_path / "key"
+    if key is not None:
+        file.write_text(key)
+    rules = write_rules(
+        tmp_path / "rules",
+        openai.manifest(configs=openai_config(apiKeyFrom={"file": str(file)}, model="m")),
+        moonshot.manifest(configs=openai_config(apiKey="${MOONSHOT_API_KEY}", model="m")),
+    )
+    sidecar = start_sidecar(rules)
+    assert sidecar.ask(STARTUP).status_code == 200
+    ready = sidecar.ask("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["reasons"] == [
+        "no key for the provider openai; api.openai.com has no other"
+    ]
+    with sidecar.client() as client:
+        assert_refused(client.post(URL, json=chat()), 503, "no_key")
+        assert said(client.post("http://api.moonshot.cn/v1/chat/completions", json=chat()))
+        file.write_text(KEYS["OPENAI_API_KEY"])
+        eventually(lambda: client.post(URL, json=chat()).status_code == 200, what="the key")
+    assert sidecar.ask("/readyz").status_code == 200
+    sidecar.expect_error("the provider openai is not called until its key is back")
+    warnings = [line["event"] for line in sidecar.logged() if line.get("level") == "warning"]
+    (told,) = [event for event in warnings if "rules.yaml:" in event]
+    assert "LLMProvider/openai: spec.configs.defaultConfig.openAIConfig.apiKeyFrom.file:" in told
+    assert told.endswith("the provider is not called without it")
 
 
 def test_the_authority_of_a_secret_is_used(
@@ -540,6 +742,16 @@ def test_what_it_cannot_use_is_told_in_json(own_confdir: Path, tmp_path: Path) -
     no_folder = failing(tmp_path / "file" / "confdir")
     assert no_folder["code"] == 1
     assert no_folder["event"].startswith(str(tmp_path / "file"))
+    word = failing(own_confdir, "llm_unknown=deny")
+    assert word["code"] == 1
+    assert "did you mean --set llm_unknown=deny?" in word["all"]
+    unknown = failing(own_confdir, "--set", "bogus=1", "--set=stream_large_bodys=1m")
+    assert unknown["code"] == 1
+    assert "unknown option bogus" in unknown["all"]
+    assert (
+        'unknown option stream_large_bodys; did you mean \\"stream_large_bodies\\"'
+        in unknown["all"]
+    )
     udp = failing(own_confdir, mode="reverse:udp://127.0.0.1:1")
     assert udp["code"] == 1
     assert "over UDP" in udp["all"]

@@ -63,7 +63,7 @@ class Pod:
     sidecar: Sidecar
     provider: Provider
     site: Provider
-    rules: Path
+    away: Path  # as long as it is there no worker starts
 
     def curl(self, url: str, *arguments: str, seconds: float = 10) -> tuple[int, str]:
         """Post a chat as the application does; return curl's exit status and the HTTP status."""
@@ -98,17 +98,19 @@ def pod(
         for host in OUTSIDE.both():
             serve(ThreadedServer([site], host=host, port=80))
         rules = write_rules(tmp_path / "rules", far.manifest())
+        away = tmp_path / "away"
         sidecar = Sidecar(
             own_confdir,
             rules,
-            env=KEYS,
+            env={**KEYS, "NOT_STARTING": str(away)},
+            scripts=["not_starting.py"],
             mode="transparent",
             port=PROXY_PORT,
             admin=f"unix:{own_confdir}/admin.sock",
             prefix=(*names.in_pod, *as_user(PROXY, reads_all=True)),
         )
         stack.enter_context(sidecar)
-        yield Pod(names, sidecar, openai, site, rules / "rules.yaml")
+        yield Pod(names, sidecar, openai, site, away)
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -134,17 +136,15 @@ def test_it_runs_as_the_user_that_the_redirect_leaves_out(pod: Pod) -> None:
 
 def test_without_a_worker_nothing_passes_it_by(pod: Pod) -> None:
     """Other sites fail closed: what is asked for meanwhile waits, and reaches no one."""
-    good = pod.rules.read_text()
-    pod.rules.write_text("kind: [")
-    pod.sidecar.expect_error("the rules were not reloaded")
-    pod.sidecar.expect_errors("worker 1 ", "Error logged during startup", "1 error in the rules")
+    pod.away.touch()
+    pod.sidecar.expect_errors("worker 1 ", "this worker does not start", "Error logged during")
     os.kill(pod.sidecar.workers()[0], signal.SIGKILL)
     pod.sidecar.wait_for("worker 1 ended with status 1")
     assert pod.curl(SITE, seconds=1)[0] == TIMED_OUT
     assert pod.curl("http://api.openai.com", seconds=1)[0] == TIMED_OUT
     assert not pod.site.calls
     assert not pod.provider.calls
-    pod.rules.write_text(good)
+    pod.away.unlink()
     assert pod.curl(SITE, seconds=DEADLINE) == (0, "200")
     pod.sidecar.wait_until_ready()
     pod.site.calls.clear()

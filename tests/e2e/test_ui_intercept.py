@@ -45,12 +45,15 @@ def web(confdir: Path, rules: Path) -> Iterator[Web]:
 
 
 @contextmanager
-def held(web: Web, answers: list[httpx.Response], url: str = FRONT) -> Iterator[Json]:
+def held(
+    web: Web, answers: list[httpx.Response], url: str = FRONT, *, http2: bool = False
+) -> Iterator[Json]:
     """Give a request that is held; afterwards what it was answered, if so, is in `answers`."""
 
     def call() -> None:
         own = {"authorization": f"Bearer {OWN}"}
-        with web.proxy.client(headers=own) as client, suppress(httpx.TransportError):
+        options = {"headers": own, "http2": http2}
+        with web.proxy.client(**options) as client, suppress(httpx.RemoteProtocolError):
             answers.append(client.post(url, json=chat(model="m")))
 
     def intercepted() -> Json | None:
@@ -102,3 +105,13 @@ def test_an_untouched_request_keeps_its_decision(web: Web, openai: Far) -> None:
     assert said(answers[0])
     openai.calls(1)
     assert_entry(web.proxy.entry(), rule="all", provider="openai")
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+def test_a_killed_request_ends_for_its_client_at_once(web: Web, openai: Far, http2: bool) -> None:
+    answers: list[httpx.Response] = []
+    with held(web, answers, "https://api.openai.com/v1/chat/completions", http2=http2) as flow:
+        web.post(f"/flows/{flow['id']}/kill")
+    assert not answers
+    openai.calls(0)
+    assert_entry(web.proxy.entry(), status=None, flags=[], error="killed", attempts=[])

@@ -119,7 +119,8 @@ class _Evaluation:
                 self._skipping(self._ternary, unless=False)
         self._need(")")
         count = sum(map(bool, results))
-        return {"exists": count > 0, "exists_one": count == 1}[name]
+        all_ = not value or count == len(results)
+        return {"all": all_, "exists": count > 0, "exists_one": count == 1}[name]
 
     def _word(self) -> str:
         self._at += 1

@@ -1,6 +1,7 @@
 """The API server as it is asked: lists, watches, and what its troubles are called."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Event
+from pointsman.config.documents import is_too_deep
+from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Event, shallow
 from tests.kubernetes.cluster import DEADLINE, Cluster, pod, service
 
 PODS = Collection("v1", "pods", "default")
@@ -199,11 +201,45 @@ def test_a_watch_that_never_begins_is_away(
 
 
 @pytest.mark.parametrize("depth", [5000, 50_000])
-def test_an_answer_that_is_too_deep_is_called_so(cluster: Cluster, depth: int) -> None:
-    body = '{"metadata": {"resourceVersion": "1"}, "items": [' + "[" * depth + "]" * depth + "]}"
-    cluster.refuse(200, path="pods", body=body)
-    with pytest.raises(ApiError, match="nested too deep"):
-        ask(lambda api: api.list(PODS))
+def test_one_object_that_is_too_deep_keeps_no_other_from_being_read(
+    cluster: Cluster, depth: int
+) -> None:
+    deep = '{"metadata": {"name": "deep"}, "spec": ' + "[" * depth + "]" * depth + ', "n": 1}'
+    good = '{"metadata": {"name": "good"}, "spec": {"x": "]}"}}'
+    cluster.refuse(
+        200,
+        path="pods",
+        body='{"metadata": {"resourceVersion": "1"}, "items": [' + deep + ", " + good + "]}",
+    )
+    (first, second), version = ask(lambda api: api.list(PODS))
+    assert (second, version) == (json.loads(good), "1")
+    assert (first["metadata"], first["n"]) == ({"name": "deep"}, 1)
+    assert is_too_deep(first["spec"])
+    # A watch tells of it alone.
+    cluster.refuse(200, path="pods", body='{"type": "ADDED", "object": ' + deep + "}\n")
+    event = ask(first_events)[-1]
+    assert event.value["metadata"] == {"name": "deep"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb'{"a": ["\"]}{", "\\", {"b": {}}], "c": [[]]}',
+        b"[]",
+        b"5",
+        rb'"\""',
+        b'{"a": "\n]"}',
+    ],
+)
+def test_what_is_not_too_deep_stays_as_it_is(text: bytes) -> None:
+    assert shallow(text) == text
+
+
+def test_what_is_too_deep_becomes_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._DEPTH", 2)
+    assert shallow(b'{"a": [[1, {"b": "]"}], {}, 2, "]"], "c": {"d": [[]]}}') == (
+        b'{"a": [null, null, 2, "]"], "c": {"d": null}}'
+    )
 
 
 def test_a_cancellation_that_was_swallowed_is_heeded(cluster: Cluster) -> None:

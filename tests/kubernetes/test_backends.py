@@ -157,6 +157,7 @@ def test_a_service_is_known_when_the_rules_go_live_and_followed_then(cluster: Cl
         await until(lambda: endpoints.addresses == (("10.0.0.2", 8000),))
         await asyncio.to_thread(cluster.delete, "Service", "vllm")
         await until(lambda: endpoints.fault == "there is no Service default/vllm")
+        assert (backends.fault(SERVICE), backends.doubt(SERVICE)) == (endpoints.fault, None)
         assert not endpoints.by_load()
 
     assert follow(work, SERVICE)[1] == 3
@@ -216,12 +217,30 @@ def test_a_cluster_that_does_not_answer_holds_rules_up_for_a_moment_only(
     cluster.refuse(500, path="services")
 
     async def work(backends: ClusterBackends) -> None:
-        assert backends.endpoints(SERVICE).fault == "not read yet"
+        assert backends.endpoints(SERVICE).fault is None
+        said = "it can't be read: it answers 500: as the test says"
+        await until(lambda: backends.doubt(SERVICE) == said)
         cluster.trouble(None)
         await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=8000))
-        await until(lambda: backends.endpoints(SERVICE).addresses)
+        await until(lambda: backends.doubt(SERVICE) is None)
+        assert backends.endpoints(SERVICE).addresses == (("10.0.0.1", 8000),)
 
     follow(work, SERVICE)
+
+
+def test_what_can_not_be_read_leaves_no_one_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.backends._PREPARE_SECONDS", 0.05)
+    cluster.refuse(403, path="services")
+
+    async def work() -> None:
+        backends = ClusterBackends()
+        await backends.prepare(table(backends, SERVICE))
+        backends.stop()
+        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+    asyncio.run(work())
 
 
 def test_backends_are_read_once_before_there_is_a_loop(
@@ -231,7 +250,7 @@ def test_backends_are_read_once_before_there_is_a_loop(
     backends = ClusterBackends()
     backends.read_once(table(backends, POOL, SERVICE), 10)
     assert backends.endpoints(POOL).addresses == (("10.0.0.1", 8000),)
-    assert backends.fault(SERVICE) == "there is no Service default/vllm"
+    assert backends.endpoints(SERVICE).fault == "there is no Service default/vllm"
     (told,) = caplog.messages
     assert told == "Service default/vllm can't be called: there is no Service default/vllm"
 
@@ -243,7 +262,6 @@ def test_at_the_start_what_can_not_be_read_is_left_for_later(
     backends = ClusterBackends()
     backends.read_once(table(backends, SERVICE), 10)
     assert "the backends of the rules could not be read yet: it can't be reached" in caplog.text
-    assert backends.fault(SERVICE) == "not read yet"
     # As a proxy without the API calls it.
     assert backends.endpoints(SERVICE).addresses == (("vllm.default.svc.cluster.local", 80),)
     assert backends.endpoints(POOL).addresses == ()
@@ -263,10 +281,13 @@ def test_one_namespace_does_not_take_the_watches_of_the_others(
         await until(lambda: backends.endpoints(SERVICE).addresses == (("10.0.0.1", 8000),))
         left = backends.endpoints(greedy[-1])
         assert (left.addresses, left.fault) == ((("s100.a.svc.cluster.local", 8000),), None)
-        assert backends.fault(many_pools[1]) == (
+        assert backends.doubt(greedy[-1]) is None
+        assert backends.fault(many_pools[1]) is None
+        assert backends.doubt(many_pools[1]) == (
             "not read: the rules name too many servers in the cluster"
         )
-        assert "100 of them are not watched" in backends.faults[-1]
+        assert "100 of them are not watched" in backends.faults[-1].text
+        assert backends.faults[-1].kind == "outdated"
         await until(lambda: len(cluster.watching) == 4)
         backends.keep(table(backends, SERVICE))
         assert backends.faults == ()
@@ -287,8 +308,11 @@ def test_the_pods_of_another_selector_are_no_longer_called(cluster: Cluster) -> 
         await until(lambda: endpoints.addresses == ())
         assert endpoints.fault
         assert endpoints.fault.startswith("its pods can't be read: it answers 403")
+        assert backends.fault(POOL) is None
+        assert backends.doubt(POOL) == endpoints.fault
         (told,) = backends.faults
-        assert told.startswith("InferencePool default/vllm: it answers 403")
+        assert told.text.startswith("InferencePool default/vllm: it answers 403")
+        assert told.kind == "outdated"
         cluster.trouble(None)
         await asyncio.to_thread(cluster.apply, pod("b", "10.0.0.2", app="new"))
         await until(lambda: endpoints.addresses == (("10.0.0.2", 8000),) and not backends.faults)

@@ -10,11 +10,13 @@ import kubernetes_validate
 import pytest
 import re2
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pointsman.cli import app
 from pointsman.config.loading import Loaded, Problem
-from pointsman.config.resources import API_VERSION, KINDS
+from pointsman.config.resources import API_VERSION, KINDS, host_or_wildcard
 from pointsman.kubernetes.crds import definitions, manifest
 from tests.config.test_validation import PROVIDER, ROUTE
 from tests.kubernetes.cel import holds
@@ -268,6 +270,12 @@ STATED_BY_A_SCHEMA = [
     "  port: 0",
     "  scheme: ftp",
     "  address: 10.0.0.1",
+    "  address: p.test:65536",
+    "  address: p.test:0",
+    "  address: p.test:080",
+    "  address: a@b:80",
+    "  address: 'p.test :80'",
+    "  address: ::1:80",
     "  streamUsage: 'off'",
     "  scheme: http\n  tls: {sni: x}",
     "  tls: {insecureSkipVerify: 'yes'}",
@@ -308,6 +316,11 @@ STATED_BY_A_ROUTES_SCHEMA = [
     "  rules:",
     "  rules:\n  - name: a",
     "  rules:\n  - name: a\n    backendRefs: []",
+    (
+        "  rules:\n  - {name: a, backendRefs: [{providerHost: p.test}]}\n"
+        "  - {backendRefs: [{providerHost: p.test}]}\n"
+        "  - {name: a, backendRefs: [{providerHost: p.test}]}"
+    ),
     "  rules:\n  - backendRefs: [{providerHost: p.test, weight: '1'}]",
     "  rules:\n  - backendRefs: [{providerHost: p.test, weight: -1}]",
     "  rules:\n  - backendRefs: [{provider: p.test}]",
@@ -315,6 +328,7 @@ STATED_BY_A_ROUTES_SCHEMA = [
     "  rules:\n  - backendRefs: [{providerHost: p.test, backendRef: {name: vllm}}]",
     "  rules:\n  - backendRefs: [{backendRef: {}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: Vllm}}]",
+    "  rules:\n  - backendRefs: [{backendRef: {name: vllm, namespace: a.b}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: vllm, kind: Pod}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: vllm, kind: InferencePool}}]",
     "  rules:\n  - backendRefs: [{backendRef: {name: vllm, group: inference.networking.k8s.io}}]",
@@ -335,6 +349,8 @@ STATED_BY_A_ROUTES_SCHEMA = [
             "mode: watch",
             "affinity: {header: a, cookie: b}",
             "affinity: {}",
+            "affinity: {header: 'a b'}",
+            "affinity: {header: ''}",
             "name: 3",
             "mirror: {percent: 5}",
             "mirror: {providerHost: p.test, percent: 101}",
@@ -367,17 +383,53 @@ def test_a_fault_in_a_route_is_refused_by_the_api_server_too(problems: Fail, add
 
 
 @pytest.mark.parametrize(
-    "host", ["a:80", "p.test:8443", "[::1]:80", "https://p.test:80", "a b", "", "-a", "p.test/v1"]
+    "host",
+    [
+        *("a:80", "p.test:8443", "[::1]:80", "https://p.test:80", "a b", "", "-a", "p.test/v1"),
+        *(
+            "[p.test]",
+            "p.test..",
+            ".",
+            "a..b",
+            "[::1",
+            "::1]",
+            "\N{KELVIN SIGN}.test",
+            "p\u00e9.test",
+        ),
+        *("a" * 64, f"{'a' * 64}.test", ".".join(["a" * 63] * 4), "*.test", "a*.test", "p.test-"),
+    ],
 )
-def test_a_host_that_can_not_be_is_refused(host: str) -> None:
-    assert faults(yaml.safe_load(PROVIDER) | {"spec": {"host": host}})
+def test_a_host_that_can_not_be_is_refused(problems: Fail, host: str) -> None:
+    resource = yaml.safe_load(PROVIDER) | {"spec": {"host": host}}
+    assert faults(resource)
+    assert problems(yaml.safe_dump(resource))
 
 
 @pytest.mark.parametrize(
-    "host", ["p.test", "P.Test.", "::1", "[2001:DB8::1]", "192.0.2.1", "a_b", "x"]
+    "host",
+    [
+        *("p.test", "P.Test.", "::1", "[2001:DB8::1]", "::ffff:192.0.2.1", "192.0.2.1", "a_b", "x"),
+        *("a" * 63, ".".join(["a" * 63] * 3 + ["a" * 61]), "_dmarc.p.test", "p--q.test"),
+    ],
 )
-def test_a_host_that_can_be_is_taken(problems: Fail, host: str) -> None:
-    assert faults(yaml.safe_load(PROVIDER) | {"spec": {"host": host}}) == []
+def test_a_host_that_can_be_is_taken(rules: Load, host: str) -> None:
+    resource = yaml.safe_load(PROVIDER) | {"spec": {"host": host}}
+    assert faults(resource) == []
+    assert rules(yaml.safe_dump(resource)).providers
+
+
+@given(st.text(alphabet="aZ0-_.*[]:/ @\u00e9", max_size=8))
+@settings(max_examples=1000, deadline=None)
+def test_a_host_is_the_same_to_both(host: str) -> None:
+    """But for the groups of an IPv6 address, which no pattern counts."""
+    pattern = schema_of("LLMRoute")["properties"]["spec"]["properties"]["host"]["pattern"]
+    taken = re.match(pattern, host) is not None
+    try:
+        host_or_wildcard(host)
+    except ValueError:
+        assert not taken or ":" in host
+    else:
+        assert taken
 
 
 @pytest.mark.parametrize(
@@ -393,6 +445,12 @@ def test_a_host_that_can_be_is_taken(problems: Fail, host: str) -> None:
             " kind: InferencePool, name: vllm, namespace: models}"
         ),
         "  rules:\n  - backendRefs: [{providerHost: p}, {providerHost: q, priority: 1}]",
+        (
+            "  rules:\n  - {name: a, backendRefs: [{providerHost: p.test}]}\n"
+            "  - {backendRefs: [{providerHost: p.test}]}\n"
+            "  - {backendRefs: [{providerHost: p.test}]}\n"
+            "  - {name: b, backendRefs: [{providerHost: p.test}]}"
+        ),
     ],
 )
 def test_what_a_route_may_say_is_taken(added: str) -> None:

@@ -410,6 +410,26 @@ def test_pods_that_can_not_have_it_are_left_alone_with_a_warning(spec: str, reas
     assert reason in warning
 
 
+@pytest.mark.parametrize(
+    ("version", "kind", "place"),
+    [
+        ("argoproj.io/v1alpha1", "Rollout", "spec: {template: "),
+        ("serving.knative.dev/v1", "Service", "spec: {template: "),
+        ("extensions/v1beta1", "Deployment", "spec: {template: "),
+        ("v1", "ReplicationController", "spec: {template: "),
+        ("v1", "PodTemplate", "{template: "),
+    ],
+)
+def test_pods_in_other_kinds_are_told(version: str, kind: str, place: str) -> None:
+    inner = f"{place}{{spec: {{containers: [{{name: a, image: a}}]}}}}}}"
+    body = inner.removeprefix("{").removesuffix("}") if place.startswith("{") else inner
+    text = f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n{body}\n"
+    injection = injected(text)
+    assert injection.text == text
+    (warning,) = injection.warnings
+    assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
+
+
 @pytest.mark.parametrize("spec", ["hostNetwork: false", "os: {name: linux}", "hostNetwork: 'true'"])
 def test_others_are_injected(spec: str) -> None:
     assert injected(pod(spec)).injected
@@ -505,7 +525,8 @@ def test_what_is_no_workload_is_passed_on(text: str) -> None:
         (pod(annotations="pointsman.io/image: a b"), "'a b' is not the name of an image"),
         (pod(annotations="pointsman.io/memory-limit: 1GB"), "'1GB' is not a quantity"),
         (pod(annotations="pointsman.io/rules: /etc"), "'/etc' is not kubernetes: or"),
-        (pod(annotations="pointsman.io/include-ports: ','"), "include-ports names no port"),
+        (pod(annotations="pointsman.io/include-ports: ','"), "include-ports: it names no port"),
+        (pod(annotations="pointsman.io/cpu-request: '2'"), "cpu-request: 2 is more than cpu-limit"),
     ],
 )
 def test_what_can_not_be_injected_is_refused_with_the_reason(text: str, message: str) -> None:
@@ -546,12 +567,26 @@ def test_what_may_not_be_as_wanted_is_told(text: str, warning: str) -> None:
         ({"set": ["listen_port=9"]}, "use proxy-port"),
         ({"set": ["llm_rules=/x"]}, "use rules-configmap"),
         ({"set": ["llm_admin=off"]}, "llm_admin can't be set"),
-        ({"set": ["llm_health=off"]}, "the pod's probes ask there"),
+        ({"set": ["llm_health=off"]}, "the pod's probes ask for port 15021"),
         ({"set": ["llm_drain_timeout=500s"]}, "it follows grace-period"),
         ({"set": ["llm_unknwon=deny"]}, 'did you mean "llm_unknown"'),
         ({"proxy_port": 15020}, "use another"),
         ({"proxy_port": 15021}, "use another"),
+        ({"set": ["llm_health=127.0.0.1:15021"]}, "at the pod's own address"),
+        ({"set": ["llm_health=unix:/x:15021"]}, "at the pod's own address"),
+        ({"set": ["llm_health=:15022"]}, "ask for port 15021"),
         ({"exclude_ports": "80,443"}, "nothing would be redirected"),
+        ({"exclude_ports": "80-443"}, "nothing would be redirected"),
+        ({"exclude_ports": "1-100,101-65535"}, "nothing would be redirected"),
+        ({"include_ports": "90-95", "exclude_ports": "80-100"}, "nothing would be redirected"),
+        ({"rules": "kubernetes:a.b"}, "'kubernetes:a.b' is not kubernetes: or kubernetes:NAMESPA"),
+        ({"rules": f"kubernetes:{'a' * 64}"}, "is not kubernetes: or kubernetes:NAMESPACE"),
+        ({"cpu_request": "2"}, "cpu-request: 2 is more than cpu-limit, 1; raise that one too"),
+        ({"cpu_request": "1001m", "cpu_limit": "1"}, "cpu-request: 1001m is more than cpu-limit"),
+        ({"memory_request": "1Gi"}, "memory-request: 1Gi is more than memory-limit, 512Mi"),
+        ({"memory_request": "600M", "memory_limit": "512Mi"}, "memory-request: 600M is more"),
+        ({"memory_request": "128m"}, "memory-request: 128m is a part of a byte; write such as"),
+        ({"memory_limit": "500m"}, "can't start"),
         ({"memory_limit": "1Mi"}, "can't start"),
         ({"memory_limit": "100000k"}, "can't start"),
     ],
@@ -559,6 +594,22 @@ def test_what_may_not_be_as_wanted_is_told(text: str, warning: str) -> None:
 def test_what_cannot_work_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(said)):
         Settings.of({"image": "pointsman:1", **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cpu_request": "2", "workers": 2},
+        {"cpu_request": "1", "cpu_limit": "1000m"},
+        {"memory_request": "512Mi", "memory_limit": "0.5Gi"},
+        {"memory_request": "0.5Gi"},
+        {"include_ports": "80,8000-8010", "exclude_ports": "80,8000-8009"},
+        {"set": ["llm_health=0.0.0.0:15021"]},
+        {"rules": "kubernetes:shop-1"},
+    ],
+)
+def test_what_can_work_is_taken(options: dict[str, Any]) -> None:
+    assert Settings.of({"image": "pointsman:1", **options})
 
 
 def test_every_option_of_the_addon_can_be_set_or_is_said_elsewhere() -> None:

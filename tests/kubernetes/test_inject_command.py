@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 from typer.testing import CliRunner, Result
 
 from pointsman import __version__
@@ -31,7 +32,31 @@ def test_it_reads_standard_input(arguments: tuple[str, ...]) -> None:
     result = run(*arguments, text=POD)
     assert result.exit_code == 0
     assert images(result.stdout) == {f"pointsman:{__version__}"}
-    assert not result.stderr
+    assert result.stderr == (
+        f"the image is pointsman:{__version__}; name your registry's with --image\n"
+    )
+
+
+def test_a_sidecar_that_loses_an_option_is_told() -> None:
+    """Whoever pipes a live object through it again may well forget what it was injected with."""
+    given = ("--image", "r.test:5000/p:1", "--keys-secret", "k", "--exclude-ports", "81,82")
+    once = run(*given, text=POD).stdout
+    assert not run(*given, text=once).stderr
+    upgraded = run("--image", "r.test:5000/p:2@sha256:00", *given[2:], text=once)
+    assert not upgraded.stderr
+    again = run(text=once)
+    for option in ("--image r.test:5000/p:1", "--keys-secret k", "--exclude-ports 81,82"):
+        assert f"was injected with {option}, which is not given now and is lost" in again.stderr
+    assert run("--strict", text=once).exit_code == 1
+    assert not run("--strict", text=once).stdout
+
+
+def test_an_option_that_is_given_anew_takes_the_place_of_the_old_one() -> None:
+    image = ("--image", "r.test/p:1")
+    once = run(*image, "--keys-secret", "old", text=POD).stdout
+    again = run(*image, "--keys-secret", "new", text=once)
+    assert not again.stderr
+    assert "secretName: new" in again.stdout
 
 
 def test_it_reads_files_and_directories_in_order(tmp_path: Path) -> None:
@@ -98,6 +123,13 @@ def test_every_option_is_in_the_manifest() -> None:
     assert value["spec"]["terminationGracePeriodSeconds"] == 300
 
 
+def test_there_is_an_option_for_each_setting() -> None:
+    options = {
+        name for parameter in get_group(app).commands["inject"].params for name in parameter.opts
+    }
+    assert {f"--{name}" for name in OPTIONS} <= options
+
+
 def test_rules_from_the_cluster_need_no_configmap() -> None:
     value = document(run("--rules", "kubernetes:", text=POD).stdout)
     assert "pointsman-rules" not in {volume["name"] for volume in value["spec"]["volumes"]}
@@ -112,7 +144,7 @@ def test_rules_from_the_cluster_need_no_configmap() -> None:
         (("--workers", "0"), "--workers: Input should be greater than or equal to 1"),
         (("--proxy-port", "80"), "--proxy-port: Input should be greater than or equal to 1024"),
         (("--include-ports", "http"), "--include-ports: 'http' is not a port"),
-        (("--include-ports", ""), "--include-ports names no port"),
+        (("--include-ports", ""), "--include-ports: it names no port"),
         (("--exclude-cidrs", "shop"), "--exclude-cidrs: 'shop' is not a range of addresses"),
         (("--keys-secret", "Shop"), "--keys-secret: 'Shop' is not a name that Kubernetes allows"),
         (("--passthrough-hosts", "https://a"), "'https://a' is not a host name"),

@@ -64,6 +64,10 @@ def of(namespace: str | None = None, **more: Any) -> ClusterRules:
     return ClusterRules(namespace, instance, backends=backends, **more)
 
 
+def told(rules: ClusterRules) -> list[tuple[str, str]]:
+    return [(fault.kind, fault.text) for fault in rules.faults]
+
+
 async def do(cluster: Cluster, *values: Json) -> None:
     await asyncio.to_thread(cluster.apply, *values)
 
@@ -123,7 +127,7 @@ def test_a_server_that_never_answers_does_not_hold_the_start_up(
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kr8s.asyncio", None)
-    with pytest.raises(LoadError, match=r"pip install 'pointsman\[kubernetes\]'"):
+    with pytest.raises(LoadError, match="pip install kr8s"):
         of().load()
 
 
@@ -213,24 +217,24 @@ def test_a_copy_that_can_not_be_made_leaves_nothing_behind(
     assert "the copy of the rules can't be written" in caplog.text
 
 
-@pytest.mark.parametrize("depth", [100, 900])
+@pytest.mark.parametrize("depth", [100, 900, 9000])
 def test_an_object_that_is_too_deep_is_refused_alone(
     cluster: Cluster, tmp_path: Path, depth: int
 ) -> None:
-    deep = "[" * depth + "]" * depth
-    values = {"set": {"x": json.loads(deep)}}
+    values = {"set": {"x": "DEEP"}}
     odd = provider("odd", configs={"defaultConfig": {"openAIConfig": {"params": values}}})
-    listed = {"metadata": {"resourceVersion": "5"}, "items": [odd, provider("p")]}
-    cluster.refuse(200, path="llmproviders", body=json.dumps(listed))
+    listed = json.dumps({"metadata": {"resourceVersion": "5"}, "items": [odd, provider("p")]})
+    deep = "[" * depth + "]" * depth
+    cluster.refuse(200, path="llmproviders", body=listed.replace('"DEEP"', deep))
     rules = of(copy=tmp_path / "copy.json")
     loaded = rules.load()
     assert loaded.providers == ("p",)
     closed = loaded.table.lookup("odd.test")
     assert closed
     assert closed.rules[0].fault
-    assert rules.faults == (
-        "LLMProvider a/odd: spec: it is nested deeper than 64 levels; flatten it",
-    )
+    assert told(rules) == [
+        ("refused", "LLMProvider a/odd: spec: it is nested deeper than 64 levels; flatten it")
+    ]
     assert "LLMProvider a/p" in (Copy(tmp_path / "copy.json", "kubernetes:").read() or {})
 
 
@@ -239,12 +243,8 @@ def test_a_namespace_without_objects_is_told(
 ) -> None:
     rules = of("tpyo")
     rules.load()
-    told = "kubernetes:tpyo: no LLMProvider or LLMRoute in it: nothing is routed"
-    assert told in caplog.text
-    assert [fault[: len(told)] for fault in rules.faults] == [told]
-    cluster.apply(provider("p", at="tpyo"))
-    rules.load()
-    assert rules.faults == ()
+    assert "kubernetes:tpyo: no LLMProvider or LLMRoute in it: nothing is routed" in caplog.text
+    assert rules.faults == ()  # nothing was refused
 
 
 def test_an_empty_cluster_is_a_copy_too(tmp_path: Path) -> None:
@@ -302,9 +302,8 @@ def test_a_bad_object_stays_as_it_was_and_the_others_change(
         await until(lambda: live.providers("mended.test") == ["p"] and not rules.faults)
 
     follow(rules, work)
-    told = [m for m in caplog.messages if m.startswith("LLMRoute a/r: spec.rules[0]")]
-    assert len(told) == 1
-    assert 'unknown field "wait"' in told[0]
+    (said,) = [m for m in caplog.messages if m.startswith("LLMRoute a/r: spec.rules[0]")]
+    assert 'unknown field "wait"' in said
 
 
 def test_while_the_server_is_away_the_rules_stay(cluster: Cluster) -> None:
@@ -315,7 +314,7 @@ def test_while_the_server_is_away_the_rules_stay(cluster: Cluster) -> None:
         await until(lambda: len(cluster.watching) == 2)
         await until(lambda: live.tables)
         await asyncio.to_thread(cluster.stop)
-        await until(lambda: len(rules.faults) == 2)
+        await until(lambda: [kind for kind, _ in told(rules)] == ["outdated", "outdated"])
         assert live.providers("llm.test") == ["p"]
         await asyncio.to_thread(cluster.start)
         await do(cluster, route("r", "new.test"))
@@ -362,7 +361,10 @@ def test_a_list_with_nothing_in_it_is_not_believed(
     def doubted() -> bool:
         kinds = {"llmproviders": "LLMProvider", "llmroutes": "LLMRoute"}
         named = " or ".join(kinds[name] for name in gone)
-        return any(f"suddenly lists no {named};" in fault for fault in rules.faults)
+        return any(
+            kind == "refused" and f"suddenly lists no {named};" in text
+            for kind, text in told(rules)
+        )
 
     async def work(live: Live) -> None:
         await until(lambda: len(cluster.watching) == 2)
@@ -381,9 +383,9 @@ def test_a_list_with_nothing_in_it_is_not_believed(
         await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
 
     follow(rules, work)
-    told = [message for message in caplog.messages if "suddenly lists no" in message]
-    assert told
-    assert all(one != next_ for one, next_ in pairwise(told))  # once, not with each look
+    said = [message for message in caplog.messages if "suddenly lists no" in message]
+    assert said
+    assert all(one != next_ for one, next_ in pairwise(said))  # once, not with each look
 
 
 def test_a_kind_that_is_gone_after_a_doubt_is_believed_once_it_was_there_again(
@@ -401,7 +403,7 @@ def test_a_kind_that_is_gone_after_a_doubt_is_believed_once_it_was_there_again(
         await asyncio.to_thread(cluster.delete, "LLMRoute", "r", "a")
         cluster.compact()
         cluster.trouble(None)
-        await until(lambda: any("suddenly lists no LLMRoute;" in fault for fault in rules.faults))
+        await until(lambda: any("suddenly lists no LLMRoute;" in text for _, text in told(rules)))
         await do(cluster, route("r", "new.test"))
         await until(lambda: live.providers("new.test") == ["p"] and not rules.faults)
         await asyncio.to_thread(cluster.delete, "LLMRoute", "r", "a")
@@ -425,6 +427,70 @@ def test_who_deletes_the_last_object_means_it(cluster: Cluster) -> None:
         assert not rules.faults
 
     follow(rules, work)
+
+
+def test_a_fault_keeps_the_time_of_its_coming(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), route("bad", "bad.test", BAD))
+    rules = of()
+    rules.load()
+    (bad,) = rules.faults
+
+    async def work(live: Live) -> None:
+        await do(cluster, route("worse", "worse.test", BAD))
+        await until(lambda: len(rules.faults) == 2)
+        worse = next(fault for fault in rules.faults if fault != bad)
+        assert worse.since > bad.since
+
+    follow(rules, work)
+    assert bad in rules.faults
+
+
+def test_rules_that_could_not_go_live_are_tried_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is at fault then, it may be over; until it is, no object is told that it is used."""
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.05)
+    cluster.apply(provider("p"))
+    rules, refused, live = of(writes_status=True), list[int](), Live()
+    failing = [True]
+
+    async def go(loaded: Loaded) -> None:
+        if failing[0]:
+            raise RuntimeError
+        await live.go(loaded)
+
+    async def work() -> None:
+        await until(lambda: len(refused) > 1)
+        text = "kubernetes:: the rules could not be loaded (RuntimeError)"
+        assert told(rules) == [("refused", text)]
+        assert patches(cluster) == []
+        failing[0] = False
+        await until(lambda: live.providers("p.test") == ["p"] and not rules.faults)
+        await until(lambda: statuses(cluster, "LLMProvider", "p") == GOOD)
+
+    asyncio.run(beside(rules.watch(go, lambda: refused.append(1)), work))
+    assert "the rules were not reloaded, the last good ones stay" in caplog.text
+    assert len(live.tables) == 1
+
+
+def test_doubted_rules_are_refused_once(cluster: Cluster) -> None:
+    cluster.apply(provider("p"), route("r", "llm.test"))
+    rules, refused = of(), list[int]()
+    rules.load()
+
+    async def work() -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        nothing = {"metadata": {"resourceVersion": "0"}, "items": []}
+        cluster.refuse(200, path="llmroutes?resourceVersion", body=json.dumps(nothing))
+        cluster.compact()
+        await asyncio.to_thread(cluster.cut)
+        await until(lambda: rules.faults and rules.faults[-1].kind == "refused")
+        for _ in range(3):
+            rules.look_again()
+            await asyncio.sleep(0.05)  # several debounces
+        assert refused == [1]
+
+    asyncio.run(beside(rules.watch(Live().go, lambda: refused.append(1)), work))
 
 
 # --- what the objects are told --------------------------------------------------------------------
@@ -502,8 +568,8 @@ def test_a_proxy_that_is_not_asked_to_writes_nothing(cluster: Cluster) -> None:
     assert patches(cluster) == []
 
 
-def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
-    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+def follow_backends(work: Callable[[], Awaitable[None]]) -> None:
+    """Do something while rules and the backends that they name are watched, and told."""
 
     def changed() -> None:
         rules.look_again()
@@ -517,16 +583,6 @@ def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
             await backends.prepare(loaded.table)
             await super().go(loaded)
 
-    async def work() -> None:
-        def resolved() -> tuple[str, str]:
-            found = cluster.conditions("LLMRoute", "r", "a").get("ResolvedRefs", {})
-            return found.get("status", ""), found.get("message", "")
-
-        field = "spec.rules[0].backendRefs[0].backendRef"
-        await until(lambda: resolved() == ("False", f"{field}: there is no Service a/vllm"))
-        await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=80), namespace="a")
-        await until(lambda: resolved()[0] == "True")
-
     async def whole() -> None:
         try:
             await beside(rules.watch(Prepared().go), work)
@@ -534,6 +590,41 @@ def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
             backends.stop()
 
     asyncio.run(whole())
+
+
+def resolved(cluster: Cluster) -> tuple[str, str]:
+    found = cluster.conditions("LLMRoute", "r", "a").get("ResolvedRefs", {})
+    return found.get("status", ""), found.get("message", "")
+
+
+VLLM = "spec.rules[0].backendRefs[0].backendRef"
+
+
+def test_a_backend_that_comes_is_told(cluster: Cluster) -> None:
+    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+
+    async def work() -> None:
+        missing = ("False", f"{VLLM}: there is no Service a/vllm")
+        await until(lambda: resolved(cluster) == missing)
+        await asyncio.to_thread(cluster.apply, service("vllm", "10.0.0.1", http=80), namespace="a")
+        await until(lambda: resolved(cluster)[0] == "True")
+
+    follow_backends(work)
+
+
+def test_a_backend_that_can_not_be_read_is_not_said_to_be_missing(cluster: Cluster) -> None:
+    cluster.apply(route("r", "llm.test", {"backendRef": {"name": "vllm"}}))
+    cluster.apply(service("vllm", "10.0.0.1", http=80), namespace="a")
+    cluster.refuse(403, path="services?")
+
+    async def work() -> None:
+        await until(lambda: resolved(cluster)[0] == "Unknown")
+        said = f"{VLLM}: it can't be read: it answers 403: as the test says; give the service"
+        assert resolved(cluster)[1].startswith(said)
+        cluster.trouble(None)
+        await until(lambda: resolved(cluster)[0] == "True")
+
+    follow_backends(work)
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -550,8 +641,8 @@ def test_a_status_that_can_not_be_written_holds_nothing_up(
         await until(lambda: len(patches(cluster)) >= 2)
 
     follow(of(writes_status=True), work)
-    told = [m for m in caplog.messages if "could not be written" in m]
-    assert len(told) == 2, "once for each kind"
+    said = [m for m in caplog.messages if "could not be written" in m]
+    assert len(said) == 2, "once for each kind"
 
 
 def test_one_refused_status_does_not_hold_up_the_others(cluster: Cluster) -> None:

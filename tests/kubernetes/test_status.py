@@ -63,8 +63,20 @@ def test_a_reference_that_leads_nowhere_is_told_beside_the_acceptance() -> None:
     assert resolved["message"] == "spec.rules[0].backendRefs[0]: there is none"
 
 
+def test_what_can_not_be_read_is_not_said_to_be_missing() -> None:
+    resolved = told(Verdict(unread=[AWAY]))["ResolvedRefs"]
+    assert (resolved["status"], resolved["reason"]) == ("Unknown", "BackendNotRead")
+    assert resolved["message"] == "spec.rules[0].backendRefs[0]: there is none"
+    assert told(Verdict(unresolved=[AWAY], unread=[FAULT]))["ResolvedRefs"]["status"] == "False"
+
+
 def test_nothing_new_is_nothing_to_write() -> None:
-    for verdict in (Verdict(), Verdict([FAULT]), Verdict(unresolved=[AWAY])):
+    for verdict in (
+        Verdict(),
+        Verdict([FAULT]),
+        Verdict(unresolved=[AWAY]),
+        Verdict([], [], [AWAY]),
+    ):
         before = conditions(value(), verdict, NOW)
         assert conditions(value(before), verdict, LATER) is None
 

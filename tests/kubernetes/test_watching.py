@@ -135,7 +135,7 @@ def test_while_the_server_is_away_what_is_known_stays(
     async def work(watched: Watched[str]) -> None:
         await until(lambda: cluster.watching)
         await do(cluster, "stop")
-        await until(lambda: watched.fault and "can't be reached" in watched.fault)
+        await until(lambda: watched.fault and "can't be reached" in watched.fault.text)
         assert ips(watched) == ["10.0.0.1"]
         await do(cluster, "start")
         await do(cluster, "apply", pod("a", "10.0.0.2"))
@@ -163,7 +163,7 @@ def test_a_refusal_says_how_to_mend_it_and_ends_when_it_is_mended(
     cluster.refuse(status, path="pods")
 
     async def work(watched: Watched[str]) -> None:
-        await until(lambda: watched.fault and mend in watched.fault)
+        await until(lambda: watched.fault and mend in watched.fault.text)
         assert not watched.known
         cluster.trouble(None)
         await until(lambda: watched.known and not watched.fault)
@@ -177,7 +177,7 @@ def test_nonsense_in_a_watch_leads_to_a_list(cluster: Cluster, body: str) -> Non
     cluster.refuse(200, path="watch=true", body=body)
 
     async def work(watched: Watched[str]) -> None:
-        await until(lambda: watched.fault and "its answer is" in watched.fault)
+        await until(lambda: watched.fault and "its answer is" in watched.fault.text)
         assert ips(watched) == ["10.0.0.1"]
         await do(cluster, "apply", pod("a", "10.0.0.2"))
         await until(lambda: ips(watched) == ["10.0.0.2"])
@@ -274,7 +274,7 @@ def test_what_can_not_be_dealt_with_is_a_fault_and_no_end(
         watched = Watched(api, PODS, read, lambda: None)
 
         async def work() -> None:
-            await until(lambda: watched.fault and "can't be used (TypeError)" in watched.fault)
+            await until(lambda: watched.fault and "can't be used (TypeError)" in watched.fault.text)
             odd.clear()
             await until(lambda: ips(watched) == ["10.0.0.1"] and not watched.fault)
 

@@ -7,8 +7,10 @@ import pytest
 from mitmproxy import exceptions
 from mitmproxy.test import taddons
 
-from pointsman.proxy.addon import Pointsman, parse_size, workload_name
-from pointsman.proxy.rules import rules_path
+from pointsman.config.credentials import Allowed
+from pointsman.locations import rules_path
+from pointsman.proxy.addon import Pointsman
+from pointsman.proxy.options import allowed_keys, parse_size, workload_name
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\
@@ -29,23 +31,23 @@ def rules(tmp_path: Path) -> Path:
     ("text", "size"), [("1", 1), ("512k", 512 << 10), ("32m", 32 << 20), ("1G", 1 << 30)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size("llm_body_limit", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5m", "m", "10 apples"])
 def test_what_is_no_size_is_refused_with_the_mend(text: str) -> None:
     with pytest.raises(exceptions.OptionsError, match="write bytes"):
-        parse_size(text)
+        parse_size("llm_body_limit", text)
 
 
 def test_the_default_rules_are_found_beside_the_addon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert rules_path("rules") == ROOT / "rules"
+    assert rules_path(Path("rules")) == ROOT / "rules"
     (tmp_path / "rules").mkdir()
-    assert rules_path("rules") == Path("rules")
-    assert rules_path("elsewhere") == Path("elsewhere")
+    assert rules_path(Path("rules")) == Path("rules")
+    assert rules_path(Path("elsewhere")) == Path("elsewhere")
 
 
 def test_the_workload_is_named_by_the_environment_then_by_its_labels(
@@ -57,6 +59,14 @@ def test_the_workload_is_named_by_the_environment_then_by_its_labels(
     assert workload_name({}) is None
     monkeypatch.setenv("WORKLOAD_NAME", "c")
     assert workload_name(labels) == "c"
+
+
+def test_where_objects_may_take_keys_from() -> None:
+    found = allowed_keys(["/a/b, /c", "/d"], ["X", " Y_*,"])
+    assert found == Allowed((Path("/a/b"), Path("/c"), Path("/d")), ("X", "Y_*"))
+    assert allowed_keys([""], []) == Allowed((), ())
+    with pytest.raises(exceptions.OptionsError, match="'keys' is no absolute path"):
+        allowed_keys(["keys"], [])
 
 
 def test_it_is_lazy_unless_the_user_says_otherwise(caplog: pytest.LogCaptureFixture) -> None:

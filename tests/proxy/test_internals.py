@@ -11,6 +11,7 @@ from typing import Any
 
 import h11
 import pytest
+from h2.connection import H2Connection
 from mitmproxy import options, optmanager
 from mitmproxy.addonmanager import AddonManager
 from mitmproxy.addons import clientplayback, default_addons
@@ -20,14 +21,14 @@ from mitmproxy.addons.script import Script, ScriptLoader
 from mitmproxy.addons.termlog import TermLogHandler
 from mitmproxy.connection import Server
 from mitmproxy.master import Master
-from mitmproxy.proxy import mode_servers, server, tunnel
+from mitmproxy.proxy import layer, mode_servers, server, tunnel
 from mitmproxy.proxy.layers import TCPLayer, tls
 from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstream_proxy
-from mitmproxy.proxy.layers.http._http2 import Http2Connection, Http2Server
+from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-from pointsman.proxy import tuning
+from pointsman.proxy import http2, tuning
 from pointsman.proxy.attempts import AttemptingStream
 from pointsman.proxy.streams import Stream
 
@@ -254,3 +255,53 @@ def test_an_http2_client_can_be_told_that_the_connection_ends() -> None:
     assert connection.open_inbound_streams == 0
     assert connection.highest_inbound_stream_id == 0
     assert "self.h2_conn = " in inspect.getsource(Http2Connection.__init__)
+
+
+def test_http2_gives_room_back_after_what_came_has_been_passed_on() -> None:
+    assert parameters(BufferedH2Connection.acknowledge_received_data) == [
+        "self",
+        "acknowledged_size",
+        "stream_id",
+    ]
+    source = inspect.getsource(Http2Connection.handle_h2_event)
+    assert source.index("self.ReceiveData(") < source.index("self.h2_conn.acknowledge_received")
+    made = BufferedH2Connection(Http2Server.h2_conf)
+    assert made.stream_buffers == {}
+    assert made.local_settings.initial_window_size > http2.WINDOW
+
+
+def test_http2_hears_of_a_peer_that_leaves_where_ours_listens() -> None:
+    assert parameters(BufferedH2Connection._receive_goaway_frame) == ["self", "frame"]
+    assert "GoAwayFrame: self._receive_goaway_frame" in inspect.getsource(H2Connection.__init__)
+    assert parameters(Http2Connection.close_connection) == ["self", "msg"]
+    assert "self.streams.clear()" in inspect.getsource(Http2Connection.close_connection)
+
+
+def test_http2_streams_get_ids_of_their_own_where_ours_forgets_them() -> None:
+    source = inspect.getsource(Http2Client._handle_event)
+    for name in ("our_stream_id", "their_stream_id", "stream_queue"):
+        assert f"self.{name}" in source
+    assert "self.their_stream_id[cmd.event.stream_id]" in source
+    assert "in self._handle_event2(event)" in source
+
+
+def test_http1_heads_are_collected_where_ours_bounds_them() -> None:
+    http1 = http_layer._http1
+    assert "self.buf += event.data" in inspect.getsource(http1.Http1Connection._handle_event)
+    for end in (http1.Http1Server, http1.Http1Client):
+        assert "self.buf.maybe_extract_lines()" in inspect.getsource(end.read_headers)
+    assert "state = start" in inspect.getsource(http1.Http1Connection)
+    assert parameters(http1.make_error_response) == ["status_code", "message"]
+
+
+def test_a_connection_is_read_from_where_ours_can_hold_it() -> None:
+    source = inspect.getsource(server.ConnectionHandler.handle_connection)
+    assert source.index("self.transports[connection].reader") < source.index("reader.read(65535)")
+    opening = inspect.getsource(server.ConnectionHandler.open_connection)
+    assert opening.index("ServerConnectedHook") < opening.index("self.handle_connection(")
+
+
+def test_a_layer_that_waits_is_told_by_what_it_keeps() -> None:
+    assert "self._paused = None" in inspect.getsource(layer.Layer.__init__)
+    source = inspect.getsource(tunnel.TunnelLayer._handle_event)
+    assert source.rstrip().endswith("yield from self.event_to_child(event)")  # events of ours, too

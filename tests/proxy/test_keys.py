@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pointsman.config.credentials import CredentialError, KeyFile, Literal
+from pointsman.config.credentials import Awaited, CredentialError, KeyFile, Literal
 from pointsman.config.table import CallConfig, Route, RoutingTable, Rule, Target
 from pointsman.errors import KeyMissingError
 from pointsman.proxy import keys as keys_module
@@ -110,6 +110,27 @@ def test_a_rule_with_no_other_provider_is_a_reason_and_others_a_warning(file: Pa
     assert keys.look(table(route("seen", keyed, observe=True))) == ((), ())
     file.write_text("sk-back")
     assert keys.look(alone) == ((), ())
+
+
+def test_a_key_that_was_never_here_is_a_warning(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be in the environment of another proxy, whose owner wrote the provider."""
+
+    def awaited(name: str) -> Target:
+        config = CallConfig(credential=Awaited(lambda: KeyFile(file)))
+        return Target(provider=name, host=f"{name}.test", config=config)
+
+    had = target("had", file)
+    file.unlink()
+    keys = Keys()
+    for rules in (route(None, awaited("theirs")), route("r", awaited("theirs"), awaited("theirs"))):
+        assert keys.look(table(rules)) == ((), ("no key for the provider theirs",))
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    found = "no key for the providers theirs, had; the rule r of r.test has no other"
+    assert keys.look(table(route("r", awaited("theirs"), had))) == ((found,), ())
+    file.write_text("sk-here")
+    assert keys.look(table(route(None, awaited("theirs")))) == ((), ())
 
 
 def test_several_are_named_each_once(file: Path) -> None:

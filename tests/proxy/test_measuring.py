@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pointsman.config.backends import Address, Backend, Endpoints
 from pointsman.config.loading import Instance, Loaded
 from pointsman.config.table import (
     CallConfig,
@@ -20,7 +22,9 @@ from pointsman.errors import RequestError
 from pointsman.proxy.measuring import Measuring, read, read_rules
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import FileRules
+from pointsman.routing.planning import endpoints
 from pointsman.telemetry.exposition import DIRECTORY, render
+from pointsman.telemetry.naming import RuleName
 from pointsman.telemetry.reading import TargetReading
 
 A = Target("a", "a.test", weight=3)
@@ -51,11 +55,12 @@ def router() -> Router:
 
 
 def test_shares_are_those_of_the_first_priority(router: Router) -> None:
+    split = TargetReading("r", "split", "", host="llm.test")
     assert read(router).targets == (
-        TargetReading("r", "split", "a", 0.75),
-        TargetReading("r", "split", "b", 0.25),
-        TargetReading("r", "split", "spare", 0.0),
-        TargetReading(None, "default", "a", 1.0),
+        replace(split, provider="a", weight=3, share=0.75),
+        replace(split, provider="b", weight=1, share=0.25),
+        replace(split, provider="spare", priority=1, share=0.0),
+        TargetReading("a.test", "default", "a", weight=3, host="a.test"),
     )
 
 
@@ -63,6 +68,32 @@ def test_states_are_those_of_the_moment(router: Router) -> None:
     router.health.failed(A, time.monotonic(), 60.0)
     states = {target.provider: target.state for target in read(router).targets}
     assert states == {"a": "ejected", "b": "healthy", "spare": "healthy"}
+
+
+def pool(*addresses: Address) -> Target:
+    endpoints = Endpoints(Backend("v1", "InferencePool", "ns", "vllm"))
+    endpoints.replace(addresses)
+    return Target("vllm", "vllm.ns.inferencepool.cluster.local", endpoints=endpoints)
+
+
+def test_a_backend_is_in_the_best_state_of_its_endpoints(router: Router) -> None:
+    vllm = pool(("10.0.0.1", 80), ("10.0.0.2", 80))
+    rule = Rule("all", "ns/r/all", (), (vllm,))
+    router.go_live(RoutingTable({"llm.test": Route("r", "llm.test", (rule,))}))
+
+    def looked() -> tuple[str, int | None, int]:
+        (found,) = read(router).targets
+        return found.state, found.endpoints, found.ejected_endpoints
+
+    assert looked() == ("healthy", 2, 0)
+    first, second = endpoints(vllm)
+    router.health.failed(first, time.monotonic(), 60.0)
+    assert looked() == ("healthy", 2, 1)
+    router.health.failed(second, time.monotonic(), 60.0)
+    assert looked() == ("ejected", 2, 2)
+    assert vllm.endpoints
+    vllm.endpoints.replace(())
+    assert looked() == ("ejected", 0, 0)
 
 
 def test_what_is_under_way_is_counted(router: Router) -> None:
@@ -74,9 +105,19 @@ def test_what_is_under_way_is_counted(router: Router) -> None:
     assert (read(router).requests, read(router).streams) == (1, 0)
 
 
+def test_copies_that_were_not_sent_are_read(router: Router) -> None:
+    assert read(router).mirrors_dropped == {}
+    for _ in range(3):
+        router.mirrors.drop("split", "they are too many")
+    assert read(router).mirrors_dropped == {"split": 3}
+
+
 def test_the_rules_names_are_read(router: Router) -> None:
     rules = read_rules(router.table)
-    assert rules.rules == {("r", "split"), (None, "default")}
+    assert rules.rules == {
+        RuleName("r", "llm.test", "split"),
+        RuleName("a.test", "a.test", "default"),
+    }
     assert rules.providers == {
         "a.test": "a",
         "b.test": "b",

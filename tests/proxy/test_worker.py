@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pointsman.proxy.worker import Listeners
+from pointsman.proxy.worker import Listener, Listeners
 from tests.e2e.harness import LOOPBACK
 
-type Close = Callable[[asyncio.Server], object]
+type Close = Callable[[Listener], object]
 
 
 async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -21,7 +21,7 @@ async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def started(
     sockets: list[socket.socket], close: Close = lambda _: None
-) -> tuple[bool, list[asyncio.Server]]:
+) -> tuple[bool, list[Listener]]:
     listeners = Listeners(sockets)
     mode = SimpleNamespace(transport_protocol="tcp", full_spec="regular")
     instance: Any = SimpleNamespace(mode=mode, handle_stream=serve)
@@ -64,3 +64,40 @@ def test_a_drain_that_comes_first_is_no_fault(close: Close) -> None:
             return accepting
 
     assert asyncio.run(run()) is False
+
+
+def test_what_waits_at_the_end_is_served_and_what_comes_later_is_refused() -> None:
+    async def run() -> list[bytes]:
+        listening = socket.create_server((LOOPBACK, 0))
+        address = listening.getsockname()
+        accepting, (server,) = await started([listening])
+        assert accepting
+        # More than the loop accepts at a time, and it has not run since.
+        clients = [socket.create_connection(address) for _ in range(50)]
+        server.close()
+        assert server.sockets == ()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        opened = [await asyncio.open_connection(sock=client) for client in clients]
+        said = [await reader.read() for reader, _ in opened]
+        for _, writer in opened:
+            writer.close()
+        return said
+
+    assert asyncio.run(run()) == [b"hi"] * 50
+
+
+def test_what_waits_for_one_that_has_not_begun_is_not_served() -> None:
+    """Its rules may not be live."""
+
+    async def run() -> None:
+        listening = socket.create_server((LOOPBACK, 0))
+        mode = SimpleNamespace(transport_protocol="tcp", full_spec="regular")
+        instance: Any = SimpleNamespace(mode=mode, handle_stream=serve)
+        (server,) = await Listeners([listening]).listen(instance)
+        client = socket.create_connection(listening.getsockname())
+        server.close()
+        with client, pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+    asyncio.run(run())

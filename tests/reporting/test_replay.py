@@ -181,6 +181,25 @@ def test_har_files_are_read(tmp_path: Path) -> None:
     assert read(har(tmp_path, entry()), "--rules", new)["outcomes"] == {"re-routed": 1}
 
 
+IPV6 = """\
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMProvider
+metadata: {name: six}
+spec: {host: "fd00::1", scheme: http, port: 8000}
+"""
+
+
+def test_a_provider_with_an_ipv6_address_is_the_host_that_was_called(tmp_path: Path) -> None:
+    new = tmp_path / "six.yaml"
+    new.write_text(IPV6)
+    called = entry("http://[fd00::1]:8000/v1/chat/completions", headers=[])
+    found = read(har(tmp_path, called), "--rules", new)
+    assert found["outcomes"] == {"routed": 1}
+    (line,) = found["lines"]
+    assert line["request"] == "POST http://[fd00::1]/v1/chat/completions"
+    assert "(http://[fd00::1]:8000/v1/chat/completions)" in line["after"]["detail"]
+
+
 def test_entries_of_a_browser_that_are_no_requests_are_passed_over(tmp_path: Path) -> None:
     odd = [entry("data:text/plain,x"), entry("blob:http://front/1"), {"request": 5}, {}, 7]
     found = read(har(tmp_path, *odd, entry()), "--rules", rules(tmp_path, "new"))  # type: ignore[arg-type]

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,65 @@ def test_a_share_is_of_first_choices_beside_what_the_rules_say(log: Path, tmp_pa
     assert rows["spare"]["failed_over"] == 2
 
 
+def test_a_retry_on_the_same_provider_is_no_failover(log: Path) -> None:
+    again = [Attempt("east", "east.test", 0.0, 0.1, 503), Attempt("east", "east.test", 0.1, 0.2)]
+    write(log, [exchange(attempts=again), exchange("west", first="east")])
+    assert read(log)["total"]["failed_over"] == 1
+
+
+SAME_NAME = """\
+---
+apiVersion: istio.alibabacloud.com/v1beta1
+kind: LLMRoute
+metadata: {name: front, namespace: other}
+spec:
+  host: other.test
+  rules:
+  - name: split
+    backendRefs: [{providerHost: east.test}]
+"""
+
+
+def test_routes_of_one_name_are_told_apart_by_the_rules(log: Path, tmp_path: Path) -> None:
+    write(log, [exchange(), *(replace(exchange(), host="other.test") for _ in range(2))])
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(RULES + SAME_NAME)
+    rows = {
+        (row["host"], row["provider"]): (row["requests"], row["share"], row["configured_share"])
+        for row in read(log, "--rules", rules)["rules"]
+    }
+    assert rows == {
+        ("front", "east"): (1, 1.0, 0.75),
+        ("front", "west"): (0, 0.0, 0.25),
+        ("front", "spare"): (0, 0.0, 0.0),
+        ("other.test", "east"): (2, 1.0, 1.0),
+    }
+    assert re.search(r"front \(other\.test\) +split +east", run(log, "--rules", rules).stdout)
+    assert [row["requests"] for row in read(log)["rules"]] == [3]
+
+
+def test_hosts_that_clients_choose_take_no_place_from_the_rules(log: Path) -> None:
+    nothing: dict[str, Any] = {"route": None, "rule": None, "attempts": [], "status": 403}
+    refused = replace(exchange(**nothing), provider=None)
+    hosts = [replace(refused, host=f"h{n}.test") for n in range(2500)]
+    write(log, [exchange(), *hosts, *(exchange("west") for _ in range(3)), hosts[0]])
+    found = read(log)
+    rows = {(row["route"], row["provider"]): row for row in found["rules"]}
+    assert {name: rows["front", name]["share"] for name in ("east", "west")} == {
+        "east": 0.25,
+        "west": 0.75,
+    }
+    assert rows["h0.test", "(none)"]["requests"] == 2
+    assert rows["(other)", "(other)"]["requests"] == 500
+    assert len(rows) == 2003
+
+
+def test_rules_that_a_log_names_are_bounded_too(log: Path) -> None:
+    write(log, [exchange(rule=f"r{n}") for n in range(2500)])
+    rows = {row["rule"]: row["requests"] for row in read(log)["rules"]}
+    assert (len(rows), rows["r0"], rows["(other)"]) == (2001, 1, 500)
+
+
 def test_what_is_only_observed_or_mirrored_is_told_apart(log: Path) -> None:
     observed = exchange("east", first="front", flags=["OB"])
     write(log, [observed, exchange("west", mirror=True)])
@@ -154,6 +215,14 @@ def test_logs_come_gzipped_and_by_standard_input_too(log: Path, tmp_path: Path) 
     assert read(log, packed, "-", input=log.read_text())["total"]["requests"] == 3
 
 
+def test_bytes_that_are_no_text_are_passed_over_in_all_of_them(log: Path, tmp_path: Path) -> None:
+    write(log, [exchange()])
+    log.write_bytes(b"\xff\n" + log.read_bytes())
+    packed = tmp_path / "access.log.gz"
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    assert read(log, packed, "-", input=log.read_bytes())["total"]["requests"] == 3
+
+
 def test_faults_say_what_and_where(log: Path, tmp_path: Path) -> None:
     assert run(log).exit_code == 2
     assert f"{log} can't be read (No such file or directory)" in run(log).output.replace("\n", "")
@@ -163,6 +232,11 @@ def test_faults_say_what_and_where(log: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gz"
     broken.write_bytes(gzip.compress(b"x" * 1000)[:20])
     assert "cut short" in run(broken).output
+    whole = bytearray(gzip.compress(os.urandom(1000)))
+    whole[10] ^= 0xFF  # the first byte of what is packed
+    broken.write_bytes(whole)
+    damaged = run(broken)
+    assert (damaged.exit_code, "it is damaged" in damaged.output) == (2, True)
     write(log, [exchange()])
     nowhere = run(log, "--html", tmp_path / "no" / "report.html")
     assert (nowhere.exit_code, "can't be written" in nowhere.output) == (2, True)

@@ -175,6 +175,41 @@ class TestProbe:
         assert duration(health, 62) == 59
 
 
+class TestAnswersThatLast:
+    """An answer begins well, and how it ends is known only later."""
+
+    def test_one_that_breaks_off_counts_as_any_failure(self) -> None:
+        health = Health()
+        for now in range(A.ejection.consecutive_failures):
+            assert health.available(A, now)
+            health.begin(A, now)
+            health.answering(A, now)
+            health.failed(A, now)
+        assert health.state(A, now) == "ejected"
+
+    def test_one_that_ends_well_starts_the_count_anew(self) -> None:
+        health = Health()
+        for now in range(3 * A.ejection.consecutive_failures):
+            health.begin(A, now)
+            health.answering(A, now)
+            (health.succeeded if now % 3 == 2 else health.failed)(A, now)
+        assert health.state(A, now) == "healthy"
+
+    def test_a_probes_lets_the_others_through_and_a_break_bars_them_for_longer(self) -> None:
+        health = ejected()
+        health.begin(A, 30)
+        health.answering(A, 31)
+        assert health.state(A, 31) == "healthy"
+        assert health.available(A, 31)
+        health.failed(A, 40)
+        assert duration(health, 40) == 60
+
+    def test_one_from_before_an_ejection_does_not_end_it(self) -> None:
+        health = ejected()
+        health.answering(A, 1)
+        assert health.state(A, 1) == "ejected"
+
+
 class TestAttemptsFromBefore:
     """What began before the ejection and ends after it."""
 

@@ -31,6 +31,7 @@ from pointsman.routing.planning import (
     retry_after,
     shares,
     split,
+    state_of,
 )
 from pointsman.routing.request import Body, ClientRequest
 
@@ -511,6 +512,21 @@ class TestEndpoints:
             plan(rule_of(pool))
         planned = plan(rule_of(pool, other), health=without(other))
         assert planned.order == (other,)
+
+    def test_its_state_is_that_of_its_best_pod(self) -> None:
+        pool, (plain,) = self.pool(*self.PODS[:2]), targets(1)
+        one, two = (replace(pool, address=pod) for pod in self.PODS[:2])
+        assert state_of(pool, without(one), 0.0) == "healthy"
+        health = without(one, two)
+        assert state_of(pool, health, 0.0) == "ejected"
+        due = Ejection().most
+        health.begin(two, due)
+        assert state_of(pool, health, due) == "probing"
+        assert state_of(self.pool(), Health(), 0.0) == "ejected"
+        assert [state_of(plain, one, 0.0) for one in (Health(), without(plain))] == [
+            "healthy",
+            "ejected",
+        ]
 
     def test_an_affinity_keeps_its_backend_not_its_pod(self) -> None:
         pool, (other,) = self.pool(*self.PODS[:2]), targets(1)

@@ -1,5 +1,6 @@
-"""The default rules count what goes to LLM hosts, and change nothing."""
+"""The default rules count what goes to LLM hosts; applications see no difference."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pointsman.routing.rewriting import rewrite
 
 type MakeRequest = Callable[..., ClientRequest]
 
+# They tell the tokens of a stream when they are asked to.
+ASKED = re.compile(r"(.+\.)?api\.openai\.com|api\.deepseek\.com|dashscope[a-z-]*\.aliyuncs\.com")
 KEY = "Bearer sk-the-clients-own"
 CHAT = b'{ "model":"m", "stream":true, "messages":[{"role":"user","content":"Hi"}] }'
 
@@ -22,7 +25,7 @@ def loaded(rules: Path) -> Loaded:
 
 def test_the_default_rules_need_no_key_and_give_no_warning(loaded: Loaded) -> None:
     assert loaded.warnings == ()
-    assert loaded.extensions == ()
+    assert {problem.field for problem in loaded.extensions} == {"spec.streamUsage"}
     assert loaded.skipped == ()
     assert loaded.routes == ()
 
@@ -42,7 +45,8 @@ def test_the_best_known_hosts_are_there(loaded: Loaded, host: str) -> None:
 def test_every_provider_is_accounting_only(loaded: Loaded) -> None:
     for host, route in loaded.table.exact.items():
         ((target,),) = (rule.targets for rule in route.rules)
-        assert (target.host, target.config, target.stream_usage) == (host, None, "asIs")
+        assert (target.host, target.config) == (host, None)
+        assert target.stream_usage == ("inject" if ASKED.fullmatch(host) else "asIs"), host
         assert (target.path, target.scheme, target.port, target.address) == (None,) * 4
 
 
@@ -57,5 +61,10 @@ def test_requests_leave_as_they_came(
         outgoing = rewrite(route.rules[0].targets[0], request)
         assert (outgoing.scheme, outgoing.host, outgoing.port) == (scheme, host, request.port)
         assert (outgoing.address, outgoing.path) == (request.address, path)
+        if ASKED.fullmatch(host) and path.endswith("/chat/completions"):
+            asked = b',"stream_options":{"include_usage":true}}'
+            assert outgoing.body.replace(b" ", b"") == CHAT.replace(b" ", b"")[:-1] + asked
+            assert dict(outgoing.headers)[b"accept-encoding"] == b"identity"
+            continue
         assert outgoing.body == CHAT
         assert outgoing.headers == (*request.headers, (b"content-length", b"%d" % len(CHAT)))

@@ -69,7 +69,7 @@ def _tables() -> Iterator[Table]:
 TABLES = list(_tables())
 FIELD_TABLES = [table for table in TABLES if table.columns[:2] == ("Field", "Type")]
 (PENDING_TABLE,) = (table for table in TABLES if table.columns[:2] == ("Field", "Its fields"))
-(RETRY_TABLE,) = (table for table in TABLES if table.columns[0] == "`on`")
+(RETRY_TABLE,) = (table for table in TABLES if table.columns[0] == "`retryOn`")
 (PATH_TABLE,) = (table for table in TABLES if table.columns[0] == "Provider's `path`")
 (ERROR_TABLE,) = (table for table in TABLES if table.columns[0] == "`x-pointsman-error`")
 
@@ -301,3 +301,14 @@ def test_links_inside_the_reference_lead_somewhere() -> None:
         if line.startswith("#")
     }
     assert set(re.findall(r"\]\(#([\w-]+)\)", README)) <= headings
+
+
+def test_the_rules_of_the_projects_readme_load(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "rules.yaml").write_text(shown, encoding="utf-8")
+    keys = {"DASHSCOPE_API_KEY": "sk-a", "MOONSHOT_API_KEY": "sk-b"}
+    loaded = load(tmp_path, environ=keys)
+    assert not loaded.warnings
+    (rule,) = loaded.table.exact["demo-llm-server"].rules
+    assert [target.provider for target in rule.targets] == ["dashscope", "moonshot"]

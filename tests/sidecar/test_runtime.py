@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,5 +82,13 @@ def test_modules_are_compiled_into_the_confdir_unless_they_are_already(
         "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode"),
         "PYTHONDONTWRITEBYTECODE": None,
     }
+    nearly_full = SimpleNamespace(f_bavail=1000, f_frsize=4096)
+    with monkeypatch.context() as small:
+        small.setattr(os, "statvfs", lambda _: nearly_full)
+        # What is there is used, and nothing is added: Python would leave half a module.
+        assert runtime.bytecode(tmp_path) == {
+            "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
     os.mknod(compiled)
     assert runtime.bytecode(tmp_path) == {}

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from pointsman.sidecar.process import Plan
 from pointsman.sidecar.supervisor import Supervisor, describe, exit_status
 from pointsman.sidecar.workers import Workers
 from pointsman.telemetry.exchange import Exchange
-from pointsman.telemetry.live import Live, Now, TargetNow
+from pointsman.telemetry.live import Live
+from pointsman.telemetry.reading import Reading, TargetReading
 
 LIMIT = 20.0
 
@@ -24,20 +26,30 @@ class One:
     """What one worker would tell."""
 
     def __init__(
-        self, *reasons: str, under_way: int = 0, table: str = "a", warnings: tuple[str, ...] = ()
+        self,
+        *reasons: str,
+        under_way: int = 0,
+        table: str = "a",
+        warnings: tuple[str, ...] = (),
+        no_key: str | None = None,
     ) -> None:
         self.found = Readiness(reasons, under_way, warnings)
+        self.no_key = no_key
         self.table = table
         self.drains: list[bool] = []
         self.options: dict[str, str] = {}
         self.hangs = False
         self.kept = Live()
-        self.now = Now()
+        self.now = Reading()
 
-    async def readiness(self) -> Readiness:
+    async def readiness(self, *, keys: bool = True) -> Readiness:
         if self.hangs:
             await asyncio.sleep(LIMIT)
-        return self.found
+        if self.no_key is None:
+            return self.found
+        if keys:
+            return replace(self.found, reasons=(*self.found.reasons, self.no_key))
+        return replace(self.found, warnings=(*self.found.warnings, self.no_key))
 
     async def config(self) -> dict[str, Any]:
         return {"fingerprint": self.table, "liveSince": id(self), "options": self.options}
@@ -64,7 +76,8 @@ def play(
     folder: Path, ones: Sequence[One], action: Play, options: Mapping[str, str] | None = None
 ) -> None:
     async def run() -> None:
-        plan = Plan(arguments=(), listening=(), env={}, folder=folder)
+        unused: Any = None
+        plan = Plan(arguments=(), listening=(), env={}, folder=folder, output=unused)
         supervisor = Supervisor(len(ones), lambda _: None)
         async with AsyncExitStack() as stack:
             for worker, one in zip(supervisor.workers, ones, strict=True):
@@ -81,6 +94,14 @@ def test_all_are_ready_when_each_is(folder: Path) -> None:
         assert await workers.readiness() == Readiness((), under_way=5)
 
     play(folder, [One(under_way=2), One(under_way=3)], action)
+
+
+def test_each_is_asked_without_its_keys(folder: Path) -> None:
+    async def action(workers: Workers, _: Supervisor) -> None:
+        assert (await workers.readiness()).reasons == ("no key",)
+        assert await workers.readiness(keys=False) == Readiness(warnings=("no key",))
+
+    play(folder, [One(no_key="no key"), One()], action)
 
 
 def test_what_all_tell_is_told_once(folder: Path) -> None:
@@ -160,7 +181,7 @@ def test_what_happened_at_each_is_shown_as_one(folder: Path) -> None:
     for number, one in enumerate(ones):
         one.kept.record(Exchange(str(number), "h", "POST", "/", None, started=0.0, provider="p"))
         state: Literal["healthy", "ejected"] = "ejected" if number else "healthy"
-        one.now = Now(1, number, (TargetNow("r", "all", "p", state=state),))
+        one.now = Reading(1, number, (TargetReading("r", "all", "p", state=state),))
 
     async def action(workers: Workers, supervisor: Supervisor) -> None:
         seen = await workers.live()

@@ -10,7 +10,8 @@ import pytest
 
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.access_log import AccessLog
-from pointsman.telemetry.exchange import Exchange, access_log_entry
+from pointsman.telemetry.exchange import Attempt, Exchange, access_log_entry
+from pointsman.telemetry.sinks import Sinks
 
 FULL = Path("/dev/full")  # every write to it fails for want of space
 
@@ -106,11 +107,14 @@ def test_nothing_is_written_once_it_is_closed(tmp_path: Path) -> None:
 
 def test_bytes_of_a_client_that_are_no_text_do_not_cost_the_line(tmp_path: Path) -> None:
     # mitmproxy gives what is not UTF-8 in a path as lone surrogates, which no JSON may hold.
-    odd = "/v1/\udcff/é"
+    odd, sinks = "/v1/\udcff/é", Sinks()
+    attempt = Attempt("p", "\udcff", 1.0, error="\udcff")
     with open_log(tmp_path / "log") as log:
-        log.emit(exchange(path=odd, upstream_path=odd, client_model="é"))
+        sinks.put("log", log.emit)
+        sinks.emit(exchange(path=odd, upstream_path=odd, client_model="é", attempts=[attempt]))
     (line,) = read(tmp_path / "log")
     assert (line["path"], line["upstream_path"]) == ("/v1/\ufffd/é", "/v1/\ufffd/é")
+    assert line["attempts"][0]["error"] == "\ufffd"
     assert (line["request_id"], line["client_model"]) == ("r1", "é")
     assert list(line) == ["event", "timestamp", *access_log_entry(exchange())]
 

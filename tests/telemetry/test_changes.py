@@ -1,11 +1,12 @@
 """What the page is told each second: what is new, and enough of it to have the whole again."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pointsman.telemetry.changes import changes, combine, continued
 from pointsman.telemetry.exchange import Exchange
-from pointsman.telemetry.live import LAST_EXCHANGES, ROWS, SLOT_SECONDS, Live, Now, TargetNow, merge
+from pointsman.telemetry.live import LAST_EXCHANGES, ROWS, SLOT_SECONDS, Live, merge
+from pointsman.telemetry.reading import Reading, TargetReading
 
 type Json = dict[str, Any]
 
@@ -51,8 +52,10 @@ def test_changes_make_the_same_whole() -> None:
     for number in range(300):
         clock.now += SLOT_SECONDS / 3
         live.record(exchange(str(number), provider=("east", "west", "south")[number % 3]))
-        state = "ejected" if number % 50 > 40 else "healthy"
-        now = Now(number % 4, number % 2, (TargetNow("front", "split", "east", state=state),))  # type: ignore[arg-type]
+        state: Literal["ejected", "healthy"] = "ejected" if number % 50 > 40 else "healthy"
+        now = Reading(
+            number % 4, number % 2, (TargetReading("front", "split", "east", state=state),)
+        )
         found = live.snapshot(known["cursor"], now)
         changed = changes(known, found)
         assert changed
@@ -68,8 +71,10 @@ def test_changes_make_the_same_whole() -> None:
 def test_rows_that_have_vanished_ask_for_the_whole() -> None:
     clock = Clock()
     live = Live(clock)
-    before = live.snapshot(None, Now(targets=(TargetNow("front", "split", "east"),)))
-    after = live.snapshot(before["cursor"], Now(targets=(TargetNow("front", "new", "east"),)))
+    before = live.snapshot(None, Reading(targets=(TargetReading("front", "split", "east"),)))
+    after = live.snapshot(
+        before["cursor"], Reading(targets=(TargetReading("front", "new", "east"),))
+    )
     assert changes(before, after) is None
 
 

@@ -1,5 +1,6 @@
 """Metrics of several processes in one directory: summed, kept over restarts, bounded."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,17 @@ WORKER = """
 import sys
 from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.metrics import Metrics
+from pointsman.telemetry.naming import RuleName
 from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
 from pointsman.protocols.usage import Usage
 
 count, rule, state = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-reading = Reading(targets=(TargetReading("r", "vanished", "openai", 1.0, "ejected"),))
+reading = Reading(targets=(TargetReading("r", "vanished", "openai", state="ejected"),))
 metrics = Metrics(lambda: reading)
 hosts = {"api.openai.com": "openai"}
-metrics.rules_live(RulesReading(frozenset({("r", "vanished")}), hosts))
-reading = Reading(count, 1, (TargetReading("r", rule, "openai", 1.0, state),))
-metrics.rules_live(RulesReading(frozenset({("r", rule)}), hosts))
+metrics.rules_live(RulesReading(frozenset({RuleName("r", "", "vanished")}), hosts))
+reading = Reading(count, 1, (TargetReading("r", rule, "openai", state=state),))
+metrics.rules_live(RulesReading(frozenset({RuleName("r", "", rule)}), hosts))
 for n in range(count):
     metrics.record(Exchange(
         "r1", "h", "POST", "/", None, 1.0, route="r", rule=rule, provider="openai",
@@ -113,6 +115,35 @@ def test_what_ended_processes_leave_is_bounded(
         worker.end()
         worker_gone(worker.pid)
     assert values("pointsman_requests_total") == {"all": 2}
+
+
+def test_on_a_full_disk_counts_stay_with_the_process_that_has_ended(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = Worker(shared, 2), Worker(shared, 3)
+    for worker in (first, second):
+        worker.end()
+    worker_gone(first.pid)
+    with monkeypatch.context() as full:
+        full.setattr("pointsman.telemetry.counts_file.take_room", no_room)
+        worker_gone(second.pid)
+    assert values("pointsman_requests_total") == {"all": 5}
+    assert values("pointsman_requests_open") == {}
+    worker_gone(second.pid)
+    assert values("pointsman_requests_total") == {"all": 5}
+    files = {path.name for path in shared.iterdir()}
+    assert files == {"counter_ended.db", "histogram_ended.db"}
+
+
+def test_a_folder_without_room_for_all_processes_is_told_with_the_mend(tmp_path: Path) -> None:
+    exposition.make_folder(tmp_path / "metrics", 3)
+    assert list((tmp_path / "metrics").iterdir()) == []
+    with pytest.raises(OSError, match="the counters of 3 processes") as refused:
+        exposition.make_folder(tmp_path / "missing" / "metrics", 3)
+    assert "begin with 960 KiB" in str(refused.value.strerror)
 
 
 def test_a_supervisor_that_records_nothing_renders_an_empty_directory(shared: Path) -> None:

@@ -16,14 +16,13 @@ from pointsman.telemetry.live import (
     SLOT_SECONDS,
     SLOTS,
     Live,
-    Now,
-    TargetNow,
     bucket,
     merge,
     quantile,
     read_cursor,
     show_cursor,
 )
+from pointsman.telemetry.reading import Reading, TargetReading
 
 
 class Clock:
@@ -178,13 +177,24 @@ def test_snapshots_of_several_processes_are_as_of_one() -> None:
 
 def test_a_target_is_in_the_worst_of_its_states() -> None:
     now = [
-        Now(2, 1, (TargetNow("front", "split", "east", state=state), TargetNow("a", "b", "c")))
+        Reading(
+            2,
+            1,
+            (TargetReading("front", "split", "east", state=state), TargetReading("a", "b", "c")),
+        )
         for state in ("healthy", "ejected", "probing")
     ]
     merged = merge([Live().snapshot(None, each) for each in now])
     states = {target["provider"]: target["state"] for target in merged["targets"]}
     assert states == {"east": "ejected", "c": "healthy"}
     assert (merged["requests_open"], merged["streams_open"]) == (6, 3)
+
+
+def test_a_backend_is_told_with_as_many_ejected_endpoints_as_any_process_knows() -> None:
+    pool = TargetReading("front", "split", "pool", endpoints=3)
+    looks = [Reading(targets=(replace(pool, ejected_endpoints=count),)) for count in (0, 2, 1)]
+    (target,) = merge([Live().snapshot(None, each) for each in looks])["targets"]
+    assert (target["state"], target["endpoints"], target["ejected_endpoints"]) == ("healthy", 3, 2)
 
 
 def test_a_cursor_leaves_out_what_was_seen() -> None:
@@ -217,13 +227,13 @@ def test_a_cursor_survives_a_query() -> None:
 
 def test_the_split_starts_anew_where_a_rule_has_other_targets() -> None:
     live = Live()
-    split = (TargetNow("front", "split", "east", 1), TargetNow("front", "split", "west", 1))
-    other = TargetNow("other", "all", "east")
+    split = (TargetReading("front", "split", "east", 1), TargetReading("front", "split", "west", 1))
+    other = TargetReading("other", "all", "east")
     live.rules_live([*split, other])
     live.record(exchange())
     live.record(exchange(route="other", rule="all"))
     live.record(exchange(route="front", rule=None, provider=None, status=404))
-    live.rules_live([*split, replace(other, state="ejected"), TargetNow("new", "all", "east")])
+    live.rules_live([*split, replace(other, state="ejected"), TargetReading("new", "all", "east")])
     assert len(live.snapshot()["rules"]) == 3
     live.rules_live([replace(split[0], weight=3), split[1], other])
     rules = {(r["route"], r["rule"]) for r in live.snapshot()["rules"]}
@@ -231,9 +241,9 @@ def test_the_split_starts_anew_where_a_rule_has_other_targets() -> None:
     assert live.snapshot()["totals"]["requests"] == 3
 
 
-def test_what_has_no_route_is_counted_by_its_providers_host() -> None:
+def test_what_has_no_route_is_counted_by_its_host() -> None:
     live = Live()
-    live.record(exchange(route=None, rule="default", provider_host="api.openai.com"))
+    live.record(exchange(route=None, rule="default", route_host="api.openai.com"))
     assert [r["route"] for r in live.snapshot()["rules"]] == ["api.openai.com"]
 
 
@@ -266,7 +276,7 @@ def test_an_absurd_count_spoils_no_sum() -> None:
 
 def test_refused_hosts_take_no_rows_from_the_rules() -> None:
     live = Live()
-    live.rules_live([TargetNow("front", "split", "east"), TargetNow("late", "all", "west")])
+    live.rules_live([TargetReading("front", "split", "east"), TargetReading("late", "all", "west")])
     for number in range(3000):
         live.record(
             exchange(
@@ -295,7 +305,7 @@ def test_models_that_are_used_stay_when_a_client_makes_names_up() -> None:
 
 def test_routes_of_one_name_are_told_apart_by_their_host() -> None:
     live = Live()
-    live.rules_live([TargetNow("r", "all", "p", host=host) for host in ("a.test", "b.test")])
+    live.rules_live([TargetReading("r", "all", "p", host=host) for host in ("a.test", "b.test")])
     for host in ("a.test", "b.test", "b.test"):
         live.record(exchange(route="r", rule="all", provider="p", route_host=host))
     snapshots = [live.snapshot(), live.snapshot()]
@@ -307,7 +317,7 @@ def test_routes_of_one_name_are_told_apart_by_their_host() -> None:
 
 def test_what_ends_under_a_rule_that_is_gone_brings_no_row_back() -> None:
     live = Live()
-    live.rules_live([TargetNow("front", "renamed", "east")])
+    live.rules_live([TargetReading("front", "renamed", "east")])
     live.record(exchange())
     live.record(exchange(rule="renamed", provider="gone"))
     seen = live.snapshot()

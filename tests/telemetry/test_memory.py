@@ -18,6 +18,7 @@ from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.exposition import DIRECTORY
 from pointsman.telemetry.live import Live
 from pointsman.telemetry.metrics import Metrics, render
+from pointsman.telemetry.naming import RuleName
 from pointsman.telemetry.reading import RulesReading
 from pointsman.telemetry.sinks import Sinks
 
@@ -25,7 +26,10 @@ ROOT = Path(__file__).parents[2]
 EXCHANGES = 100_000
 MOST = 10 * 1024 * 1024
 PROVIDERS = {f"p{n}.test": f"p{n}" for n in range(5)}
-RULES = RulesReading(rules=frozenset(("shop", f"rule-{n}") for n in range(5)), providers=PROVIDERS)
+RULES = RulesReading(
+    rules=frozenset(RuleName("shop", "shop.test", f"rule-{n}") for n in range(5)),
+    providers=PROVIDERS,
+)
 APIS = ("openai-chat", "openai-completions", "openai-embeddings", "anthropic-messages", "gemini")
 FLAGS = ("NR", "UH", "UF", "UC", "UT", "SI", "UPE", "DC", "DPE", "OB", "IE")
 
@@ -45,6 +49,7 @@ def exchange(number: int, chance: random.Random) -> Exchange:
         "10.0.0.1:5000",
         started=0.0,
         route="shop",
+        route_host="shop.test",
         rule=f"rule-{chance.randrange(5)}",
         provider=PROVIDERS.get(host, host),
         provider_host=host,

@@ -16,12 +16,15 @@ from pointsman.protocols.usage import Usage
 from pointsman.telemetry.chunks import SECOND_BUCKETS, ChunkTimes
 from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.families import Families
-from pointsman.telemetry.metrics import Metrics, _observe_all, render
+from pointsman.telemetry.metrics import Metrics, render
+from pointsman.telemetry.naming import RuleName
 from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
+from pointsman.telemetry.series import observe_all
 from pointsman.telemetry.sinks import Sinks
 
+ALL = RuleName("shop", "shop.test", "all")
 RULES = RulesReading(
-    rules=frozenset({("shop", "all"), (None, "default")}),
+    rules=frozenset({ALL, RuleName("llm.test", "llm.test", "default")}),
     providers={"api.openai.com": "openai", "llm.test": "local"},
     models=frozenset({"gpt-4o-mini"}),
 )
@@ -32,7 +35,7 @@ CALL = {
     "gen_ai_response_model": "gpt-4o-mini-2024-07-18",
     "server_address": "api.openai.com",
 }
-TARGET = {"route": "shop", "rule": "all", "provider": "openai"}
+TARGET = {"route": "shop", "route_host": "shop.test", "rule": "all", "provider": "openai"}
 
 type Found = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -93,6 +96,7 @@ def exchange(**fields: Any) -> Exchange:
         "client": "10.0.0.1:5000",
         "started": 100.0,
         "route": "shop",
+        "route_host": "shop.test",
         "rule": "all",
         "provider": "openai",
         "provider_host": "api.openai.com",
@@ -118,10 +122,14 @@ class TestRequests:
 
     def test_what_there_is_not_is_a_dash(self, scope: Scope) -> None:
         nothing = dict.fromkeys(
-            ("route", "rule", "provider", "provider_host", "request_model", "response_model")
+            (
+                *("route", "route_host", "rule", "provider", "provider_host"),
+                *("request_model", "response_model"),
+            )
         )
         scope.record(exchange(**nothing, status=None, flags=["DC"], attempts=[]))
-        none = dict.fromkeys(("route", "rule", "provider", "model", "status"), "-")
+        labels = ("route", "route_host", "rule", "provider", "model", "status")
+        none = dict.fromkeys(labels, "-")
         assert scope.value("pointsman_requests_total", **none, flag="DC") == 1
 
     def test_several_flags_are_one_label_whatever_their_order(self, scope: Scope) -> None:
@@ -253,7 +261,12 @@ class TestCalls:
             ("eu.api.openai.com", "openai"),
             ("my.openai.azure.com", "azure.ai.openai"),
             ("us-central1-aiplatform.googleapis.com", "gcp.vertex_ai"),
+            ("my.openai.azure.us", "azure.ai.openai"),
+            ("us-east-1.api.x.ai", "x_ai"),
+            ("eu.api.mistral.ai", "mistral_ai"),
+            ("notapi.x.ai", "mine"),
             ("bedrock-runtime.us-east-1.amazonaws.com", "aws.bedrock"),
+            ("bedrock-runtime-fips.us-gov-west-1.amazonaws.com", "aws.bedrock"),
             ("bedrock-runtime.example", "mine"),
             ("llm.test", "mine"),
         ],
@@ -298,7 +311,9 @@ class TestBounds:
         assert scope.labels("pointsman_requests_total", "model") == {"other": 1}
 
     def test_names_of_the_rules_are_shown_as_they_can_be(self) -> None:
-        scope = Scope(replace(RULES, rules=frozenset({("a\ud800b", "c\nd")})))
+        scope = Scope(
+            replace(RULES, rules=frozenset({ALL._replace(route="a\ud800b", rule="c\nd")}))
+        )
         scope.record(exchange(route="a\ud800b", rule='c\n"d'))
         assert scope.labels("pointsman_requests_total", "route") == {"a\ufffdb": 1}
         assert scope.labels("pointsman_requests_total", "rule") == {'c\ufffd"d': 1}
@@ -339,7 +354,8 @@ class TestBounds:
         local = Attempt("local", "llm.test", 100.0, 101.0, 200)
         other = exchange(rule="new", provider="local", provider_host="llm.test", attempts=[local])
         for generation in range(20):
-            rules = replace(RULES, rules=frozenset({("shop", f"rule-{generation}")}))
+            name = ALL._replace(rule=f"rule-{generation}")
+            rules = replace(RULES, rules=frozenset({name}))
             scope.metrics.rules_live(rules)
             scope.record(replace(other, rule=f"rule-{generation}"))
         scope.metrics.rules_live(replace(RULES, providers={"llm.test": "local"}))
@@ -351,7 +367,8 @@ class TestBounds:
 
     def test_series_of_rules_that_stay_go_on(self, scope: Scope) -> None:
         nothing = dict.fromkeys(("rule", "provider", "provider_host"))
-        kinds = (exchange(), exchange(**nothing), exchange(**nothing, route=None))
+        refused = exchange(**nothing)
+        kinds = (exchange(), refused, replace(refused, route=None, route_host=None))
         for reload in range(1, 4):
             scope.record(*kinds)
             scope.metrics.rules_live(RULES)
@@ -385,7 +402,7 @@ class TestBounds:
 
 class TestState:
     def test_targets_are_read_at_each_look(self, scope: Scope) -> None:
-        reading = TargetReading("shop", "all", "openai", 0.25)
+        reading = TargetReading("shop", "all", "openai", host="shop.test", share=0.25)
         scope.reading = Reading(
             3, 2, (reading, replace(reading, provider="local", share=0.75, state="ejected"))
         )
@@ -397,11 +414,42 @@ class TestState:
         assert scope.labels("pointsman_target_state", "provider") == {"openai": 1}
         assert scope.value("pointsman_requests_open") == 0
 
+    def test_routes_of_one_name_are_told_apart_by_their_host(self) -> None:
+        names = [RuleName("shop", host, "all") for host in ("a.test", "b.test")]
+        scope = Scope(replace(RULES, rules=frozenset(names)))
+        scope.reading = Reading(
+            targets=tuple(TargetReading(**name._asdict(), provider="openai") for name in names)
+        )
+        for host in ("a.test", "b.test", "b.test"):
+            scope.record(exchange(route_host=host))
+        assert scope.labels("pointsman_target_share", "route_host") == {"a.test": 1, "b.test": 1}
+        assert scope.labels("pointsman_requests_total", "route_host") == {"a.test": 1, "b.test": 2}
+
+    def test_what_has_no_route_is_named_by_its_host(self, scope: Scope) -> None:
+        scope.record(exchange(route=None, route_host="llm.test", rule="default"))
+        scope.reading = Reading(targets=(TargetReading("llm.test", "default", "local"),))
+        assert scope.labels("pointsman_requests_total", "route") == {"llm.test": 1}
+        assert scope.labels("pointsman_target_share", "route") == {"llm.test": 1}
+
+    def test_a_target_without_weight_is_not_told(self, scope: Scope) -> None:
+        scope.reading = Reading(targets=(TargetReading("shop", "all", "openai", weight=0),))
+        assert scope.labels("pointsman_target_state", "provider") == {}
+
     def test_a_provider_that_a_rule_has_twice_counts_once(self, scope: Scope) -> None:
-        reading = TargetReading("shop", "all", "openai", 1.0, "ejected")
+        reading = TargetReading("shop", "all", "openai", host="shop.test", state="ejected")
         scope.reading = Reading(targets=(reading, replace(reading, share=0.0, state="healthy")))
         assert scope.value("pointsman_target_share", **TARGET) == 1
         assert scope.value("pointsman_target_state", **TARGET) == 2
+
+    def test_copies_that_were_not_sent_are_counted_as_they_add_up(self, scope: Scope) -> None:
+        name = "pointsman_mirrors_dropped_total"
+        assert scope.labels(name, "rule") == {}
+        scope.reading = Reading(mirrors_dropped={"all": 2, "gone": 1})
+        assert scope.labels(name, "rule") == {"all": 2, "gone": 1}
+        scope.reading = Reading(mirrors_dropped={"all": 5, "gone": 1})
+        assert scope.labels(name, "rule") == {"all": 5, "gone": 1}
+        scope.metrics.rules_live(RULES)
+        assert scope.labels(name, "rule")["all"] == 5
 
     def test_reloads_are_counted_and_the_last_one_is_told(self, scope: Scope) -> None:
         assert scope.value("pointsman_last_reload_successful") == 1
@@ -427,7 +475,7 @@ def test_the_text_has_no_creation_times(scope: Scope) -> None:
 
 
 def test_many_times_are_observed_at_once_as_one_by_one() -> None:
-    """What `_observe_all` reaches into is private to prometheus-client."""
+    """What `observe_all` reaches into is private to prometheus-client."""
     chance = random.Random(3)
     times, now = ChunkTimes(0.0), 0.0
     each, at_once = (
@@ -441,7 +489,7 @@ def test_many_times_are_observed_at_once_as_one_by_one() -> None:
     for bucket, count in enumerate(times.counts):
         for _ in range(count):
             each.observe((*SECOND_BUCKETS, 100.0)[bucket])
-    _observe_all(at_once, times)
+    observe_all(at_once, times)
     assert sum(times.counts) == 499
     found = [
         [

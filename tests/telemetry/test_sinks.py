@@ -1,10 +1,14 @@
 """Sinks: each gets every exchange, and none costs another anything."""
 
 import logging
+from dataclasses import asdict, fields
+from typing import Any
 
+import msgspec
 import pytest
 
-from pointsman.telemetry.exchange import Exchange
+from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
+from pointsman.telemetry.live import Live
 from pointsman.telemetry.sinks import Sinks
 
 
@@ -48,3 +52,27 @@ def test_a_failing_sink_costs_no_other_and_is_told_once(caplog: pytest.LogCaptur
     assert seen == ["r"] * 4
     message = "failing: an exchange could not be recorded"
     assert told == [[message], [], [], [message]]
+
+
+def test_a_sink_gets_texts_that_every_encoder_takes() -> None:
+    # mitmproxy gives what is no UTF-8 as lone surrogates, and JSON may hold half a character.
+    texts: dict[str, Any] = {
+        each.name: "é\udc80" for each in fields(Exchange) if each.type in {str, str | None}
+    }
+    attempt = Attempt("p\udc80", "h\udc80", 0.0, error="e\udc80")
+    decision = DecisionRecord(
+        (RuleVerdict("r", matched=True, reason="path = /\udc80"),), 0.5, ("p",)
+    )
+    sinks, seen, live = Sinks(), list[Exchange](), Live()
+    sinks.put("seen", seen.append)
+    sinks.put("live", live.record)
+    sinks.emit(Exchange(**texts, started=0.0, attempts=[attempt], decision=decision))
+    (found,) = seen
+    assert {name: getattr(found, name) for name in texts} == dict.fromkeys(texts, "é\ufffd")
+    assert (attempt.provider, attempt.provider_host, attempt.error) == (
+        *("p\ufffd", "h\ufffd", "e\ufffd"),
+    )
+    assert found.decision is not None
+    assert found.decision.rules[0].reason == "path = /\ufffd"
+    msgspec.json.encode(asdict(found))
+    msgspec.json.encode(live.snapshot())

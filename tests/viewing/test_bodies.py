@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from pointsman.protocols import detect
 from pointsman.protocols.api import named
+from pointsman.protocols.sse import Parser
+from pointsman.viewing import openai_responses
 from pointsman.viewing.bodies import (
     MAX_STREAM,
     asks,
@@ -134,6 +136,36 @@ def test_of_a_huge_stream_the_text_is_shown_in_part_and_the_usage_still() -> Non
     assert "in the first 4.2 MB of 8.4 MB" in shown["stream"]
     assert shown["usage"]["completion"] == 99
     assert "characters left out" in shown["answer"][0]["assistant"]
+
+
+def deltas(*made: tuple[str, int, str]) -> bytes:
+    """Return a stream of deltas to one item of a response: kind, place, text."""
+    events = (
+        {"type": f"response.{kind}.delta", "output_index": 0, "content_index": place, "delta": said}
+        for kind, place, said in made
+    )
+    return b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+
+
+def test_a_stream_that_names_ever_new_places_is_put_together_in_bounds() -> None:
+    body = deltas(*(("output_text", place, "x") for place in range(30_000)))
+    (item,) = openai_responses.fold(Parser().feed(body))["output"]
+    assert len(item["content"]) == 2000
+
+
+def test_the_parts_of_an_item_come_in_the_order_of_their_places() -> None:
+    body = deltas(("output_text", 1, "sec"), ("refusal", 0, "no"), ("output_text", 1, "ond"))
+    api = named("openai-responses")
+    assert yaml.safe_load(show_answer(body, api, event_stream=True))["answer"] == [
+        {"assistant": [{"refusal": "no"}, "second"]}
+    ]
+
+
+def test_of_many_candidates_the_first_are_shown() -> None:
+    candidates = [{"index": n, "content": {"parts": [{"text": f"{n}"}]}} for n in range(10_000)]
+    body = json.dumps({"candidates": candidates}).encode()
+    shown = yaml.safe_load(show_answer(body, named("gemini"), event_stream=False))
+    assert shown["answer"] == [{"model": [str(n) for n in range(50)]}]
 
 
 @pytest.mark.parametrize("place", ["image", "text", "args"])

@@ -2,12 +2,14 @@
 
 import http.client
 import json
+import re
 import socket
 from typing import Any, override
 
 DEFAULT_ADDRESS = "127.0.0.1:15020"
 _TIMEOUT = 10.0
 _MOST = 16 * 1024 * 1024
+_HIGHEST_PORT = 65535
 
 
 class AdminError(Exception):
@@ -53,6 +55,8 @@ def ask(address: str, method: str, path: str) -> tuple[int, dict[str, Any]]:
         ) from None
     except (ConnectionError, http.client.RemoteDisconnected) as error:
         raise AdminGoneError(f"the admin endpoint at {address} has closed ({error})") from None
+    except UnicodeError:
+        raise AdminError(f"{address!r} is no address: no host is called that") from None
     except (OSError, http.client.HTTPException) as error:
         raise AdminError(f"the admin endpoint at {address} can't be asked: {error}") from None
     finally:
@@ -70,6 +74,6 @@ def _connection(address: str) -> http.client.HTTPConnection:
     if address.startswith("unix:"):
         return _UnixConnection(address.removeprefix("unix:"))
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > _HIGHEST_PORT:
         raise AdminError(f"{address!r} is no address; write host:port, [::1]:port or unix:/path")
     return http.client.HTTPConnection(host.strip("[]") or "localhost", int(port), timeout=_TIMEOUT)

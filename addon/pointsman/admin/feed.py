@@ -100,7 +100,7 @@ class Feed:
         clock = asyncio.get_running_loop().time
         sent = clock()
         while True:
-            if frame := await self._next():
+            if frame := await self._next_or_failing():
                 self._send(frame)
                 sent = clock()
             elif clock() - sent >= _BEAT_SECONDS:
@@ -115,29 +115,39 @@ class Feed:
         for viewer in tuple(self._viewers):
             viewer.put(frame)
 
-    async def _next(self) -> bytes | None:
-        """Look once; return the event that tells what is new, None for nothing."""
+    async def _next_or_failing(self) -> bytes | None:
+        """Look once, and look on whatever the source does wrong: return the event to send."""
         try:
-            found = await self._find(self._state and self._state["cursor"])
-            if self._state is None:
-                self._state = found
-                self._failing = False
-                return _frame("state", found)
-            found = continued(self._state, found)
-            changed = changes(self._state, found)
-            self._state = combine(self._state, found)
-        except Exception as error:  # noqa: BLE001 (whatever the source does wrong)
-            if not self._failing:
-                # Without its message, which may quote anything.
-                logger.error("the page is not brought up to date: %s", type(error).__name__)  # noqa: TRY400
+            frame = await self._next()
+        except Exception as error:  # noqa: BLE001 (also what can't be encoded)
             if self._failing:
                 return None
             self._failing = True
+            # Without its message, which may quote anything.
+            logger.error("the page is not brought up to date: %s", type(error).__name__)  # noqa: TRY400
             return self._beat()
         self._failing = False
+        return frame
+
+    async def _next(self) -> bytes | None:
+        """Return the event that tells what is new, None for nothing.
+
+        What viewers have changes only with an event that could be made.
+        """
+        known = self._state
+        found = await self._find(known and known["cursor"])
+        if known is None:
+            frame: bytes | None = _frame("state", found)
+            self._state = found
+            return frame
+        found = continued(known, found)
+        changed, state = changes(known, found), combine(known, found)
         if changed is None:
-            return _frame("state", self._state)
-        return _frame("change", changed) if changed else None
+            frame = _frame("state", state)
+        else:
+            frame = _frame("change", changed) if changed else None
+        self._state = state
+        return frame
 
     async def _find(self, after: dict[str, int] | None) -> Json:
         live, readiness = await asyncio.gather(self._source.live(after), self._source.readiness())

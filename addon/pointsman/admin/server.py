@@ -313,7 +313,7 @@ class Handler(web.RequestHandler):
         """Tell whether it is no browser that asks, or one that shows a page of ours."""
         headers = self.request.headers
         origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "none")
-        own = origin is None or urlsplit(origin).netloc.lower() == self.request.host.lower()
+        own = origin is None or _authority(origin) == self.request.host.lower()
         return own and site in ("same-origin", "none")
 
     def write_json(self, answer: dict[str, Any], status: int = 200) -> None:
@@ -370,8 +370,11 @@ class _Health(Handler):
 
 class _Ready(Handler):
     async def get(self) -> None:
-        """Whether traffic may come."""
-        found = await self.source.readiness()
+        """Whether traffic may come; `?exclude=keys` though keys are missing."""
+        excluded = self.get_query_arguments("exclude")
+        if set(excluded) - {"keys"}:
+            raise web.HTTPError(400, reason="exclude is keys")
+        found = await self.source.readiness(keys=not excluded)
         answer = {
             "ready": found.ready,
             "reasons": list(found.reasons),
@@ -491,6 +494,14 @@ class _Asset(Handler):
     def head(self) -> None:
         """The same without the file."""
         self.get()
+
+
+def _authority(origin: str) -> str | None:
+    """Return the host and port of an Origin; None where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_local(host: str, names: frozenset[str]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pointsman.config.credentials import Credential, CredentialError, KeyFile, mask
+from pointsman.config.resources import authority
 from pointsman.config.table import (
     CallConfig,
     CompiledMatch,
@@ -73,7 +74,7 @@ def _rule(rule: Rule, extra: Extra) -> Json:
             "retry": _set(
                 {
                     "attempts": retry.attempts,
-                    "on": sorted(retry.on),
+                    "retryOn": sorted(retry.on),
                     "perTryTimeoutSeconds": retry.per_try_timeout,
                     "backoffSeconds": retry.backoff,
                 }
@@ -107,7 +108,7 @@ def _target(target: Target, extra: Extra) -> Json:
             "priority": target.priority,
             "scheme": target.scheme,
             "port": target.port,
-            "address": ":".join(map(str, target.address)) if target.address else None,
+            "address": authority(*target.address) if target.address else None,
             "path": target.path,
             "tls": _set(
                 {"caFile": tls.ca_file, "sni": tls.sni, "verify": None if tls.verify else False}

@@ -26,8 +26,11 @@ class Readiness:
 class Source(Protocol):
     """Where the admin endpoint gets what it shows."""
 
-    async def readiness(self) -> Readiness:
-        """Tell whether the listener is up, the rules are loaded, the CA is there."""
+    async def readiness(self, *, keys: bool = True) -> Readiness:
+        """Tell whether the listener is up, the rules are loaded, the CA and the keys are there.
+
+        Without `keys`, a missing one is a warning and no reason.
+        """
 
     async def config(self) -> dict[str, Any]:
         """Return the live table with masked keys, and the errors of a refused reload."""

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DEFAULT_DAYS = 3650
+_LONGEST_NAME = 64  # bytes, by X.520
 _WARN_BEFORE = timedelta(days=30)
 # As mitmproxy does, for clients whose clocks are behind.
 _BACKDATED = timedelta(days=2)
@@ -86,7 +87,15 @@ def generate(*, name: str | None = None, days: int = DEFAULT_DAYS) -> Authority:
     Elliptic: mitmproxy signs each handshake with this very key, and with RSA that costs many times
     as much (`openssl speed rsa2048 ecdsap256`). The default name ends in a part of the key's
     identifier: clients that know two authorities of one name may try the wrong one.
+
+    Raises:
+        AuthorityError: the name is too long.
     """
+    if name and (size := len(name.encode("utf-8", "replace"))) > _LONGEST_NAME:
+        raise AuthorityError(
+            f"the name of an authority has at most {_LONGEST_NAME} bytes, and this one has {size};"
+            " choose a shorter one (--name)"
+        )
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     common_name = name or f"Pointsman LLM proxy CA {identifier.digest.hex()[:8]}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import NoEncryption, pkcs12
 
 from pointsman.ca.authority import DEFAULT_DAYS, Authority, AuthorityError, check, generate, parse
+from pointsman.full_disks import mend
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,7 @@ def ensure(
                 replace_file(confdir / file, content, mode)
     except OSError as error:
         raise AuthorityError(
-            f"{confdir}: can't be written ({error.strerror}) by user {os.geteuid()}; make it a"
-            " directory that this user may write to, such as an emptyDir volume"
+            f"{confdir}: can't be written ({error.strerror}) by user {os.geteuid()}; {mend(error)}"
         ) from None
     return confdir / CERTIFICATE
 

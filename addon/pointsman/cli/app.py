@@ -1,15 +1,19 @@
 """What all commands share: the application, its common arguments, how it fails."""
 
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+import pointsman
 from pointsman.config.backends import UnreadBackends
 from pointsman.config.files import reason
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError, load
+from pointsman.locations import rules_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +22,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Route LLM traffic by LLMProvider and LLMRoute manifests, for unmodified applications.",
 )
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
+    if wanted:
+        versions = f"mitmproxy {version('mitmproxy')}, Python {platform.python_version()}"
+        typer.echo(f"pointsman {pointsman.__version__} ({versions})")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the versions and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take what stands before the command's name."""
+
 
 RulesArgument = Annotated[
     Path, typer.Argument(help="Directory (without its subfolders) or file with the manifests.")
@@ -73,6 +98,6 @@ def load_rules(
     except ValueError as error:
         fail(f"--labels: {error}", 2)
     try:
-        return load(rules, instance=instance, without_keys=without_keys)
+        return load(rules_path(rules), instance=instance, without_keys=without_keys)
     except LoadError as error:
         fail(str(error), 1)

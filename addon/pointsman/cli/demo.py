@@ -29,5 +29,6 @@ def demo(
     try:
         from pointsman.demo.play import play  # noqa: PLC0415 (an extra)
     except ImportError as error:
-        fail(f"the demo needs more packages ({error.name}): pip install 'pointsman[demo]'", 1)
+        packages = "'httpx[http2]' hypercorn trustme"
+        fail(f"the demo needs more packages ({error.name}): pip install {packages}", 1)
     raise typer.Exit(play(transparent=transparent))

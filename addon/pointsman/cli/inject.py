@@ -13,6 +13,7 @@ from pointsman.kubernetes.inject import inject as inject_text
 from pointsman.kubernetes.manifests import ManifestError, join
 from pointsman.kubernetes.settings import Settings, SettingsError
 
+DEFAULT_IMAGE = f"pointsman:{__version__}"
 _STDIN = "-"
 _PANEL = "What is injected (each is an annotation of a pod too: pointsman.io/OPTION)"
 
@@ -35,8 +36,8 @@ def inject(  # noqa: PLR0913 (the options of a sidecar)
         bool, typer.Option("--strict", help="Print nothing and fail if there is a warning.")
     ] = False,
     image: Annotated[
-        str, _option(f"The image of the sidecar.  [default: pointsman:{__version__}]")
-    ] = f"pointsman:{__version__}",
+        str, _option(f"The image of the sidecar.  [default: {DEFAULT_IMAGE}]")
+    ] = DEFAULT_IMAGE,
     rules_configmap: Annotated[
         str | None, _option("The ConfigMap with the rules.  [default: pointsman-rules]")
     ] = None,
@@ -112,7 +113,7 @@ def inject(  # noqa: PLR0913 (the options of a sidecar)
         settings = Settings.of({name: value for name, value in given.items() if value is not None})
     except SettingsError as error:
         fail(f"--{error}", 2)
-    texts, told = [], []
+    texts, told, injected = [], [], False
     for source in [*(file or []), *(files or [])] or [_STDIN]:
         for name, text in _read(source):
             try:
@@ -120,9 +121,12 @@ def inject(  # noqa: PLR0913 (the options of a sidecar)
             except ManifestError as error:
                 fail(f"{name}: {error}", 1)
             texts.append(injection.text)
+            injected = injected or bool(injection.injected)
             told += [f"{name}: {warning}" for warning in injection.warnings]
             for note in injection.notes:
                 typer.echo(f"{name}: {note}", err=True)
+    if injected and image == DEFAULT_IMAGE:
+        typer.echo(f"the image is {image}; name your registry's with --image", err=True)
     for warning in told:
         typer.echo(f"warning: {warning}", err=True)
     if strict and told:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,13 +47,13 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
     """
     table = load_rules(rules, labels, gateway, without_keys=True).table if rules else None
     shares = showing.configured_shares(table) if table else {}
-    found = Report()
+    found = Report(table)
     for log in logs:
         try:
             with _opened(log) as lines:
                 found.read(lines)
-        except (OSError, EOFError) as error:
-            why = getattr(error, "strerror", None) or "it is cut short or no gzip file"
+        except (OSError, EOFError, zlib.error) as error:
+            why = getattr(error, "strerror", None) or "it is damaged, cut short or no gzip file"
             fail(f"{log} can't be read ({why})", 2)
     if found.first is None:
         unread = f" ({found.unread} lines of it could not be read)" if found.unread else ""
@@ -74,7 +75,7 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
 @contextmanager
 def _opened(log: Path) -> Iterator[Iterable[str]]:
     if str(log) == "-":
-        yield sys.stdin
+        yield (line.decode(errors="replace") for line in sys.stdin.buffer)
     elif log.suffix == ".gz":
         with gzip.open(log, "rt", encoding="utf-8", errors="replace") as file:
             yield file

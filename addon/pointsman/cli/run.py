@@ -1,5 +1,8 @@
 """`pointsman run`."""
 
+import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -7,6 +10,7 @@ import typer
 from pointsman.cli.app import app, fail
 
 _SIDECAR = "Sidecar"
+_OWN = re.compile(r"llm_\w+=")
 
 
 @app.command(
@@ -72,8 +76,8 @@ def run(  # noqa: PLR0913 (one for each option)
 ) -> None:
     """Run mitmdump with the addon and a sidecar's defaults.
 
-    Only JSON lines for LLM requests, warnings and errors are printed. Further options are
-    mitmdump's own.
+    Standard output has JSON lines for LLM requests, warnings and errors alone; standard error
+    tells what is live and where it listens. Further options are mitmdump's own.
 
     Examples:
 
@@ -101,7 +105,15 @@ def run(  # noqa: PLR0913 (one for each option)
     if given:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         fail(f"{named}: only with --sidecar", 2)
+    if word := forgotten_set(context.args):
+        fail(f"{word}: an option of the addon follows --set; write --set {word}", 2)
     from pointsman.proxy.run import run as run_proxy  # noqa: PLC0415 (loads all of mitmproxy)
 
     modes = [part for each in mode or () for part in ("--mode", each)]
     raise typer.Exit(run_proxy(rules, [*modes, *context.args]))
+
+
+def forgotten_set(arguments: Sequence[str]) -> str | None:
+    """Return a setting of ours that stands alone: mitmdump takes it for a filter, in silence."""
+    pairs = pairwise(("", *arguments))
+    return next((word for before, word in pairs if before != "--set" and _OWN.match(word)), None)

@@ -7,14 +7,18 @@ that apply to this workload: elsewhere their variables and secrets need not exis
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from pointsman.config.credentials import (
+    Allowed,
     Awaited,
     Credential,
     KeyFile,
+    KeyFileUnavailableError,
     KeyUnavailableError,
     Literal,
     environment_value,
@@ -67,12 +71,25 @@ class _Call:
     config: CallConfig
 
 
+class Later(Enum):
+    """What need not be there when the rules are loaded: each request asks again, or fails without.
+
+    The value is what is raised for it.
+    """
+
+    NOTHING = ()
+    """For who tries rules: all that is missing is told as a problem."""
+    KEY_FILES = (KeyFileUnavailableError,)
+    """For a proxy: one provider's missing key must not keep it, and the pod, from starting."""
+    ALL = (KeyUnavailableError,)
+    """For manifests that are shared with others, who may have the variables and certificates."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """A provider with its configs resolved. With problems it is not to be used.
 
-    `missing` is what could not be had here: a variable, a file. It is a problem too, unless the
-    manifest is shared with others, who may have it: then a request asks again, and fails without.
+    `missing` is what could not be had here, and may come `Later`.
     """
 
     provider: Provider
@@ -85,14 +102,18 @@ def resolve(
     environ: Mapping[str, str],
     *,
     without_keys: bool = False,
-    shared: bool = False,
+    later: Later = Later.NOTHING,
+    allowed: Allowed | None = None,
 ) -> Resolved:
     """Resolve all configs of a provider.
 
     `without_keys` does without the files that the provider names; for variables that need not be
-    set give an environment that has them all (`AnyEnvironment`).
+    set give an environment that has them all (`AnyEnvironment`). `allowed` bounds which files the
+    provider may name; for variables give an `AllowedEnvironment`.
     """
-    resolver = _Resolver(manifest.document, environ, without_keys=without_keys, shared=shared)
+    resolver = _Resolver(
+        manifest.document, environ, without_keys=without_keys, later=later, allowed=allowed
+    )
     spec = manifest.resource.spec
     default, own = None, {}
     if spec.configs:
@@ -165,6 +186,19 @@ class AnyEnvironment(dict[str, str]):
         return True
 
 
+class AllowedEnvironment(dict[str, str]):
+    """An environment of which no variable can be named but those that are allowed."""
+
+    def __init__(self, environ: Mapping[str, str], allowed: Allowed) -> None:
+        super().__init__(environ)
+        self._allowed = allowed
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a variable's value. Raises CredentialError for one that is not allowed."""
+        self._allowed.check_variable(name)
+        return super().get(name, default)
+
+
 class _Resolver:
     """Resolves what one document refers to outside of it, and collects what can't be had."""
 
@@ -174,12 +208,14 @@ class _Resolver:
         environ: Mapping[str, str],
         *,
         without_keys: bool = False,
-        shared: bool = False,
+        later: Later = Later.NOTHING,
+        allowed: Allowed | None = None,
     ) -> None:
         self.problems: list[Problem] = []
         self.missing: list[Problem] = []
         self._without_keys = without_keys
-        self._shared = shared
+        self._later = later
+        self._allowed = allowed
         self._document = document
         self._environ = environ
 
@@ -202,7 +238,7 @@ class _Resolver:
             if not self._without_keys and (fault := certificate_fault(ca_file)):
                 location = ("spec", "tls", "caFile")
                 # Without it no connection to the provider is trusted; nothing passes unverified.
-                found = self.missing if self._shared else self.problems
+                found = self.missing if self._later is Later.ALL else self.problems
                 found.append(self._document.problem(location, fault))
         return TlsSettings(ca_file, tls.sni, verify=not tls.insecure_skip_verify)
 
@@ -227,27 +263,28 @@ class _Resolver:
         )
 
     def _credential(self, config: OpenAIConfig, location: Location) -> Credential | None:
-        source = self._key_source(config)
-        if source is None:
-            return None
-        field, get = source
-        missing = len(self.missing)
-        credential = self.attempt((*location, *field), get)
-        return Awaited(get) if len(self.missing) > missing else credential
-
-    def _key_source(
-        self, config: OpenAIConfig
-    ) -> tuple[tuple[str, ...], Callable[[], Credential]] | None:
         key, source, environ = config.api_key, config.api_key_from, self._environ
         if key is not None:
-            return ("apiKey",), lambda: Literal(expand(key, environ))
-        if source and (name := source.env) is not None:
-            return ("apiKeyFrom", "env"), lambda: Literal(environment_value(name, environ))
-        if source and source.file is not None and self._without_keys:
-            return ("apiKeyFrom", "file"), lambda: Literal(NO_KEY)
+            return self._literal((*location, "apiKey"), partial(expand, key, environ))
+        if source and source.env is not None:
+            get = partial(environment_value, source.env, environ)
+            return self._literal((*location, "apiKeyFrom", "env"), get)
         if source and source.file is not None:
-            return ("apiKeyFrom", "file"), partial(KeyFile, self._document.folder / source.file)
+            return self._key_file((*location, "apiKeyFrom", "file"), source.file)
         return None
+
+    def _literal(self, location: Location, get: Callable[[], str]) -> Credential | None:
+        missing = len(self.missing)
+        credential = self.attempt(location, lambda: Literal(get()))
+        return Awaited(lambda: Literal(get())) if len(self.missing) > missing else credential
+
+    def _key_file(self, location: Location, path: str) -> Credential | None:
+        if self._without_keys:
+            return Literal(NO_KEY)
+        file = self.attempt(location, lambda: KeyFile(self._document.folder / path, self._allowed))
+        if file is not None:
+            self.attempt(location, file.reveal)
+        return file
 
     def _value(self, text: str) -> str:
         return header_value(expand(text, self._environ).strip())
@@ -257,15 +294,19 @@ class _Resolver:
         try:
             return get()
         except ValueError as error:
-            away = self._shared and isinstance(error, KeyUnavailableError)
-            found = self.missing if away else self.problems
-            found.append(self._document.problem(location, str(error)))
+            if isinstance(error, self._later.value):
+                message = f"{error}; the provider is not called without it"
+                self.missing.append(self._document.problem(location, message))
+            else:
+                self.problems.append(self._document.problem(location, str(error)))
             return None
 
 
 def certificate_fault(ca_file: str) -> str | None:
     """Return why a file does not tell whom to trust; None where it does."""
     try:
+        if not S_ISREG(Path(ca_file).stat().st_mode):  # opening a pipe would wait for its writer
+            return f"{ca_file} is not a file; give the certificates' own"
         with Path(ca_file).open("rb"):
             pass
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca_file)

@@ -14,6 +14,7 @@ import re2
 
 from pointsman.config.backends import CHAT_PATH, DEFAULT_SERVICE_PORT, Backend, Backends
 from pointsman.config.calls import Provider
+from pointsman.config.credentials import CREDENTIAL_HEADERS, Allowed
 from pointsman.config.problems import Location, Problem, shown_value
 from pointsman.config.references import (
     DEFAULT_NAMESPACE,
@@ -61,12 +62,14 @@ class Instance:
     """Who asks: the labels of this workload, and the gateway names that this instance serves.
 
     `namespace` is the workload's own, `backends` who reads the cluster; None: no one does.
+    `allowed` is where objects of the cluster may take keys from.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     gateways: frozenset[str] = frozenset({MESH})
     namespace: str = DEFAULT_NAMESPACE
     backends: Backends | None = None
+    allowed: Allowed = field(default_factory=Allowed)
 
     def selected(self, selector: WorkloadSelector | None) -> bool:
         """Tell whether a resource applies to this workload."""
@@ -122,11 +125,11 @@ def _table(
 ) -> RoutingTable:
     wildcards = {host[1:]: route for host, route in written.items() if host.startswith("*.")}
     exact = {host: route for host, route in written.items() if not host.startswith("*.")}
-    for provider in providers:
-        # An operator's wildcard route covers the providers' own hosts as well.
-        if not any(provider.spec.host.endswith(suffix) for suffix in wildcards):
-            exact.setdefault(provider.spec.host, _own_route(provider))
-    return RoutingTable({**derived, **exact}, _longest_first(wildcards))
+    table = RoutingTable({**derived, **exact}, _longest_first(wildcards))
+    # An operator's route covers the providers' own hosts as well: by a wildcard, or by one of the
+    # forms of its name.
+    own = {p.spec.host: _own_route(p) for p in providers if table.lookup(p.spec.host) is None}
+    return replace(table, exact={**table.exact, **own})
 
 
 def with_closed(table: RoutingTable, hosts: Mapping[str, str]) -> RoutingTable:
@@ -318,20 +321,8 @@ def _excluded(match: Match, instance: Instance) -> str | None:
 
 _PRESENT = "present"
 
-# Whose values may be keys: `routing.rewriting.CREDENTIAL_HEADERS`, and cookies.
-_SECRET_HEADERS = frozenset(
-    {
-        "api-key",
-        "api_key",
-        "authorization",
-        "cookie",
-        "ocp-apim-subscription-key",
-        "proxy-authorization",
-        "x-amz-security-token",
-        "x-api-key",
-        "x-goog-api-key",
-    }
-)
+# Whose values may be keys.
+_SECRET_HEADERS = CREDENTIAL_HEADERS | {"cookie"}
 
 
 def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:

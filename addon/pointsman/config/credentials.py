@@ -4,9 +4,12 @@
 swap too, which is how mounted Kubernetes secrets rotate.
 """
 
+import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
@@ -21,6 +24,27 @@ _LONG_ENOUGH_TO_SHOW = 12
 _RECHECK = 1.0
 # No key is larger; a path that leads to something else must not fill the memory.
 _MAX_KEY_FILE = 64 * 1024
+# Where `pointsman inject` mounts the Secret with the keys.
+KEY_FOLDER = Path("/etc/pointsman/keys")
+# How the variables of keys are named as a rule: not those of other secrets.
+KEY_VARIABLES = "*_API_KEY"
+# The proxy's own service account, as the kubelet mounts it; no key of a provider stands there.
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io")
+
+
+# Headers that carry a key, in the APIs that we know.
+CREDENTIAL_HEADERS = frozenset(
+    {
+        "api-key",
+        "api_key",
+        "authorization",
+        "ocp-apim-subscription-key",  # Azure API Management
+        "proxy-authorization",
+        "x-amz-security-token",
+        "x-api-key",
+        "x-goog-api-key",
+    }
+)
 
 
 class CredentialError(ValueError):
@@ -34,6 +58,59 @@ def mask(secret: str) -> str:
 
 class KeyUnavailableError(CredentialError):
     """A key that the manifest names well and that is not here: it may be elsewhere, or later."""
+
+
+class KeyFileUnavailableError(KeyUnavailableError):
+    """A key file that is not there, empty, or holds what can't be a key: it may be mended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Where the objects of a cluster may take keys from.
+
+    Who may write them is not always who runs the proxies, and decides where a key is sent to. So
+    what else a proxy can read has to stay out of their reach.
+
+    Attributes:
+        folders: those with key files; files below them count, wherever symlinks within lead.
+        variables: names of environment variables, with `*` for any part.
+    """
+
+    folders: tuple[Path, ...] = (KEY_FOLDER,)
+    variables: tuple[str, ...] = (KEY_VARIABLES,)
+
+    def check_variable(self, name: str) -> None:
+        """Raise CredentialError unless objects may name the variable."""
+        if not any(fnmatchcase(name, pattern) for pattern in self.variables):
+            raise CredentialError(
+                f"objects may name {_only('variables', self.variables)}; rename this one, or add it"
+                " to llm_key_variables of the proxies"
+            )
+
+    def check_file(self, path: Path) -> None:
+        """Raise CredentialError unless objects may name the file, by its path as it is written."""
+        self._check(os.path.abspath(path), str)  # noqa: PTH100 (which keeps `..`)
+
+    def check_target(self, path: Path) -> None:
+        """Raise CredentialError unless objects may name the file that the path leads to now."""
+        self._check(os.path.realpath(path), os.path.realpath)
+
+    def _check(self, path: str, form: Callable[[Path], str]) -> None:
+        found = Path(path)
+        if found.is_relative_to(form(_SERVICE_ACCOUNT)):
+            raise CredentialError(
+                "objects may not name the files of a service account; name the key's own"
+            )
+        if not any(found.is_relative_to(form(folder)) for folder in self.folders):
+            raise CredentialError(
+                f"objects may name {_only('files in', map(str, self.folders))}; mount the key"
+                " there, or add its folder to llm_key_dirs of the proxies"
+            )
+
+
+def _only(what: str, names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return f"only {what} {listed}" if listed else f"no {what.partition(' ')[0]}"
 
 
 class Credential(Protocol):
@@ -76,20 +153,29 @@ class Awaited:
 
 
 class KeyFile:
-    """A key in a file, read again when the file changes.
+    """A key in a file, read when it is first wanted, and again when the file changes."""
 
-    Raises:
-        CredentialError: the file can't be read now.
-    """
+    __slots__ = ("_allowed", "_checked", "_identity", "_path", "_secret", "_was_here")
 
-    __slots__ = ("_checked", "_identity", "_path", "_secret")
+    def __init__(self, path: Path, allowed: Allowed | None = None) -> None:
+        """Say where it is, and where it has to be.
 
-    def __init__(self, path: Path) -> None:
+        Raises:
+            CredentialError: it is elsewhere.
+        """
+        if allowed is not None:
+            allowed.check_file(path)
         self._path = path
+        self._allowed = allowed
         self._checked = float("-inf")
         self._identity: tuple[int, ...] = ()
         self._secret = ""
-        self.reveal()
+        self._was_here = False
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether this proxy should have it: a shared one may be for others, until it was here."""
+        return self._was_here or self._allowed is None
 
     @property
     def path(self) -> Path:
@@ -97,7 +183,11 @@ class KeyFile:
         return self._path
 
     def reveal(self) -> str:
-        """Return the key as the file has it, at most one second late."""
+        """Return the key as the file has it, at most one second late.
+
+        Raises:
+            KeyFileUnavailableError: it has none that can be used.
+        """
         now = time.monotonic()
         if now - self._checked >= _RECHECK:
             self._refresh()
@@ -105,31 +195,48 @@ class KeyFile:
         return self._secret
 
     def _refresh(self) -> None:
+        self._check_target()
         try:
             stat = self._path.stat()
             if not S_ISREG(stat.st_mode):  # opening a pipe would wait for its writer
-                raise CredentialError(
-                    f"the key file {self._path} is not a file; give the key's own"
-                )
+                raise KeyFileUnavailableError(f"{self._named} is not a file; give the key's own")
             # The time of change too: a copy that keeps its times may be as long as the old key.
             times = (stat.st_mtime_ns, stat.st_ctime_ns)
             identity = (stat.st_dev, stat.st_ino, *times, stat.st_size)
             if identity == self._identity:
                 return
             with self._path.open(encoding="utf-8") as file:
-                secret = file.read(_MAX_KEY_FILE + 1)
-            if len(secret) > _MAX_KEY_FILE:
-                raise CredentialError(
-                    f"the key file {self._path} is larger than 64 KiB; give the key's own"
-                )
+                text = file.read(_MAX_KEY_FILE + 1)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise KeyUnavailableError(
-                f"the key file {self._path} can't be read ({reason}); check that it is mounted and"
-                " readable by the proxy's user"
+            raise KeyFileUnavailableError(
+                f"{self._named} can't be read ({reason}); check that it is mounted and readable by"
+                " the proxy's user"
             ) from None
-        self._secret = _clean(secret, f"the key file {self._path}")
+        self._secret = self._key(text)
         self._identity = identity
+        self._was_here = True
+
+    def _check_target(self) -> None:
+        try:
+            if self._allowed is not None:
+                self._allowed.check_target(self._path)
+        except CredentialError as error:
+            raise KeyFileUnavailableError(f"{self._named} leads elsewhere: {error}") from None
+
+    def _key(self, text: str) -> str:
+        if len(text) > _MAX_KEY_FILE:
+            raise KeyFileUnavailableError(
+                f"{self._named} is larger than 64 KiB; give the key's own"
+            )
+        try:
+            return _clean(text, self._named)
+        except CredentialError as error:
+            raise KeyFileUnavailableError(str(error)) from None
+
+    @property
+    def _named(self) -> str:
+        return f"the key file {self._path}"
 
     def __repr__(self) -> str:
         return f"KeyFile({self._path})"

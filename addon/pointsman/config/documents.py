@@ -121,6 +121,7 @@ class Reading:
     documents: list[Document] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     complete: bool = True
+    text: str = field(default="", repr=False)
 
     def fail(self, line: int | None, message: str) -> None:
         """Note what keeps a part of the file from being read."""
@@ -128,17 +129,18 @@ class Reading:
         self.complete = False
 
 
-def read(path: Path, wanted: str) -> Reading:
+def read(path: Path, wanted: str, text: str | None = None) -> Reading:
     """Read the documents of a file.
 
     Args:
         path: the file.
         wanted: an API group. The documents of other groups come without their values, which
             nobody looks at.
+        text: what the file held when it was read before: then it is not opened.
     """
     reading = Reading(str(path))
     try:
-        text = _text(path)
+        text = reading.text = _text(path) if text is None else text
     except (OSError, ValueError) as error:
         why = (
             str(error) if isinstance(error, DefectError) else f"it can't be read ({reason(error)})"

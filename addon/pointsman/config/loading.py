@@ -6,7 +6,8 @@ does not depend on who loads: labels and gateways only decide what enters the ta
 The manifests of a file or a folder (`load`) are all or nothing. The objects of a cluster have many
 owners: `load_objects` lets each stand by itself, so that no one's fault holds up the others.
 - An object that is at fault stays as it was when it was last good. One that never was is left out,
-  and its host is answered with 503: no request to it gets past.
+  and its host is answered with 503: no request to it gets past. (Not the host of a provider that a
+  route covers: the provider would not answer there if it were good.)
 - Where two claim one host, the older one has it.
 - A backend that does not exist is left out of its rule, as one for other workloads is.
 - A key or a certificate that is not here may be elsewhere: its provider can't be called from here.
@@ -21,6 +22,7 @@ from typing import Any
 
 from pointsman.config import calls, references
 from pointsman.config.backends import Backend
+from pointsman.config.calls import Later
 from pointsman.config.compiling import Instance, compile_table, with_closed
 from pointsman.config.documents import Document, Reading, read
 from pointsman.config.files import FilesError, fingerprint, manifest_files
@@ -40,12 +42,14 @@ from pointsman.config.validation import extensions, validate
 __all__ = [
     "BackendUse",
     "Instance",
+    "Later",
     "LoadError",
     "Loaded",
     "LoadedObjects",
     "Problem",
     "fingerprint",
     "load",
+    "load_kept",
     "load_objects",
 ]
 
@@ -78,6 +82,7 @@ class Loaded:
         extensions: each use of a field that is not one of ASM's own.
         unresolved: references that lead nowhere; for files they are errors.
         backends: each reference to a server in the cluster.
+        files: the text of each file that was read, for `load_kept`; it may hold keys.
     """
 
     table: RoutingTable
@@ -88,6 +93,7 @@ class Loaded:
     extensions: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
     backends: tuple[BackendUse, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def load(
@@ -96,6 +102,7 @@ def load(
     instance: Instance = _ANY_SIDECAR,
     environ: Mapping[str, str] | None = None,
     without_keys: bool = False,
+    later: Later = Later.NOTHING,
 ) -> Loaded:
     """Load all manifests of a file or a folder.
 
@@ -104,6 +111,7 @@ def load(
         instance: the workload and the gateways that the table is for.
         environ: what `${NAME}` is looked up in; the process environment if None.
         without_keys: keys and certificates need not be there; the table is for looking at alone.
+        later: what may be missing with a warning.
 
     Raises:
         LoadError: something is wrong; it has all the problems.
@@ -115,22 +123,46 @@ def load(
         readings = [read(file, API_GROUP) for file in manifest_files(path)]
     except FilesError as error:
         raise LoadError([Problem(str(path), None, None, None, str(error))]) from None
-    loaded = _loaded(readings, instance, environ, shared=False, without_keys=without_keys)
+    loaded = _loaded(readings, instance, environ, later=later, without_keys=without_keys)
     warnings = (*_overlooked(path, readings), *loaded.warnings)
     return replace(
-        loaded, warnings=tuple(_in_order(warnings, readings)), skipped=_skipped(readings)
+        loaded,
+        warnings=tuple(_in_order(warnings, readings)),
+        skipped=_skipped(readings),
+        files={reading.file: reading.text for reading in readings},
     )
 
 
-def _loaded(
+def load_kept(
+    files: Mapping[str, str],
+    *,
+    instance: Instance = _ANY_SIDECAR,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Load what files held when they were good (`Loaded.files`), whatever they hold now.
+
+    Keys and certificates need not be there any more: their providers can't be called then.
+
+    Raises:
+        LoadError: something is wrong all the same.
+    """
+    readings = [read(Path(file), API_GROUP, text) for file, text in files.items()]
+    environ = os.environ if environ is None else environ
+    loaded = _loaded(readings, instance, environ, later=Later.KEY_FILES, kept=True)
+    return replace(loaded, skipped=_skipped(readings), files=files)
+
+
+def _loaded(  # noqa: PLR0913 (what is loaded, for whom, and by which rules)
     readings: Sequence[Reading],
     instance: Instance,
     environ: Mapping[str, str],
     *,
-    shared: bool,
+    later: Later,
     without_keys: bool = False,
+    kept: bool = False,
 ) -> Loaded:
-    """Load what has been read. `shared`: by the rules for the objects of a cluster."""
+    """Load what has been read; `kept`: it was good once."""
+    shared = later is Later.ALL  # they are the objects of a cluster, which have many owners
     manifests, faulty, problems = _validated(readings)
     problems += references.check(manifests, shared=shared)
     unresolved = list(references.unknown_providers(manifests))
@@ -142,7 +174,13 @@ def _loaded(
         p for p in manifests.providers if instance.selected(p.resource.spec.workload_selector)
     ]
     resolved = [
-        calls.resolve(provider, environ, without_keys=without_keys, shared=shared)
+        calls.resolve(
+            provider,
+            environ,
+            without_keys=without_keys,
+            later=Later.ALL if kept else later,
+            allowed=instance.allowed if shared else None,
+        )
         for provider in applying
     ]
     problems += [problem for found in resolved for problem in found.problems]
@@ -198,17 +236,19 @@ def load_objects(
     Args:
         objects: as the API server gives them, of our two kinds.
         good: those of the last time that were in use, as they were then.
-        instance: as for `load`; it has the namespace of the workload.
+        instance: as for `load`; it has the namespace of the workload, and says which keys may be
+            named.
         environ: as for `load`.
     """
     environ = os.environ if environ is None else environ
+    environ = calls.AllowedEnvironment(environ, instance.allowed)
     documents = {d.file: d for d in map(Document.of_object, sorted(objects, key=_age))}
     chosen = dict(documents)
     refused: dict[str, tuple[Problem, ...]] = {}
     while True:
         readings = [Reading(name, [document]) for name, document in chosen.items()]
         try:
-            loaded = _loaded(readings, instance, environ, shared=True)
+            loaded = _loaded(readings, instance, environ, later=Later.ALL)
             break
         except LoadError as error:
             # Each turn takes something back, so there is an end to it.
@@ -220,11 +260,13 @@ def load_objects(
                     chosen[name] = Document.of_object(before)
                 else:
                     del chosen[name]
+    left_out = [documents[name] for name in refused if name not in chosen]
     closed = {
-        host: f"{name} is at fault: its status, or the log, says why"
-        for name in refused
-        if name not in chosen and _may_apply(documents[name], instance)
-        for host in _hosts(documents[name], instance.namespace)
+        host: f"{document.file} is at fault: its status, or the log, says why"
+        for document in left_out
+        if _may_apply(document, instance)
+        for host in _hosts(document, instance.namespace)
+        if document.kind == "LLMRoute" or loaded.table.lookup(host) is None
     }
     table = with_closed(loaded.table, closed)
     in_use = {name: document.value for name, document in chosen.items()}

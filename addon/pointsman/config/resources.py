@@ -46,16 +46,21 @@ PENDING = Marker("pending")
 
 # --- values ---------------------------------------------------------------------------------------
 
-_LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\Z")
 _WITH_PORT = re.compile(r"(?P<host>.+):[0-9]+\Z")
 _METHOD = re.compile(r"[A-Z]+(-[A-Z]+)*\Z")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_HEADER_NAME_PATTERN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEADER_NAME = re.compile(rf"{_HEADER_NAME_PATTERN}\Z")
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+\Z")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\s]+):(?P<port>[0-9]{1,5})\Z")
 _MAX_PORT = 65535
+_PORT_PATTERN = (
+    r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
+_ADDRESS_PATTERN = rf"(\[[0-9a-fA-F:.]+\]|{_LABEL}(\.{_LABEL})*\.?):{_PORT_PATTERN}"
+_ADDRESS = re.compile(rf"{_ADDRESS_PATTERN}\Z")
 # RFC 1035, 2.3.4, as text without the trailing dot.
 _MAX_LABEL = 63
 _MAX_HOST = 253
@@ -66,23 +71,32 @@ def normalise_host(host: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
+def authority(host: str, port: int | None = None) -> str:
+    """Return a host as it stands in a URL, with its port if one is given: IPv6 in brackets."""
+    bare = host.strip("[]")
+    shown = f"[{bare}]" if ":" in bare else bare
+    return shown if port is None else f"{shown}:{port}"
+
+
 def host_name(value: str) -> str:
     """Return a host name in its normal form. Raises ValueError."""
-    host = normalise_host(value)
-    if _is_ipv6(host):
-        return host
+    in_brackets = value.startswith("[") and value.endswith("]")
+    if _is_ipv6(address := value[1:-1] if in_brackets else value):
+        return address.lower()
+    host = value.removesuffix(".")
     if len(host) > _MAX_HOST:
         raise ValueError(
             f"a host name has at most {_MAX_HOST} characters, and this one has {len(host)};"
             " shorten it"
         )
     if not _HOST.match(host):
-        raise ValueError(f"{shown_value(value)} is not a host name; {_host_mend(host)}")
+        mend = _host_mend(normalise_host(value))
+        raise ValueError(f"{shown_value(value)} is not a host name; {mend}")
     if any(len(label) > _MAX_LABEL for label in host.split(".")):
         raise ValueError(
             f"between the dots of a host name stand at most {_MAX_LABEL} characters; shorten it"
         )
-    return host
+    return host.lower()
 
 
 def _is_ipv6(host: str) -> bool:
@@ -121,12 +135,12 @@ def parse_duration(value: object) -> float:
 
 
 def _address(value: object) -> tuple[str, int]:
-    match = _ADDRESS.match(value) if isinstance(value, str) else None
-    if not match or not 0 < int(match["port"]) <= _MAX_PORT:
+    if not isinstance(value, str) or not _ADDRESS.match(value):
         raise ValueError(
             f"{shown_value(value)} is not an address; write host:port, such as 10.0.0.7:8443"
         )
-    return match["host"].strip("[]"), int(match["port"])
+    host, _, port = value.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _path(value: str) -> str:
@@ -190,10 +204,9 @@ def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
 
 # The schemas are for the CustomResourceDefinitions: what an API server can check of a type. They
 # take whatever the validator beside them takes; their patterns are understood by Go and Python.
-_NAME_PATTERN = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-_HOST_PATTERN = (
-    rf"{_NAME_PATTERN}(\.{_NAME_PATTERN})*\.?|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]?"
-)
+_LABEL_PATTERN = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_IPV6_PATTERN = r"[0-9A-Fa-f]{0,4}:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
+_HOST_PATTERN = rf"{_LABEL_PATTERN}(\.{_LABEL_PATTERN})*\.?|{_IPV6_PATTERN}|\[{_IPV6_PATTERN}\]"
 _TEXT = {"type": "string", "minLength": 1, "pattern": r"\S"}
 _DURATION_SCHEMA = {
     "type": "string",
@@ -202,23 +215,22 @@ _DURATION_SCHEMA = {
 }
 
 
-def _text(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$"})
+def _text(pattern: str, **more: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$", **more})
 
 
-Host = Annotated[str, AfterValidator(host_name), _text(_HOST_PATTERN)]
+# With the dot that may stand at the end, and with the `*.` that may stand before.
+Host = Annotated[str, AfterValidator(host_name), _text(_HOST_PATTERN, maxLength=_MAX_HOST + 1)]
 HostOrWildcard = Annotated[
-    str, AfterValidator(host_or_wildcard), _text(rf"(\*\.)?({_HOST_PATTERN})")
+    str,
+    AfterValidator(host_or_wildcard),
+    _text(rf"(\*\.)?({_HOST_PATTERN})", maxLength=_MAX_HOST + 3),
 ]
 Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
 PositiveDuration = Annotated[
     Duration, Field(gt=0), WithJsonSchema({**_DURATION_SCHEMA, "allOf": [{"pattern": "[1-9]"}]})
 ]
-Address = Annotated[
-    tuple[str, int],
-    BeforeValidator(_address),
-    _text(r"(\[[0-9a-fA-F:.]+\]|[^:/\s]+):[0-9]{1,5}"),
-]
+Address = Annotated[tuple[str, int], BeforeValidator(_address), _text(_ADDRESS_PATTERN)]
 UrlPath = Annotated[str, AfterValidator(_path), _text('/[!-"$-~]*')]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 DISTINCT_NAMES = BeforeValidator(_distinct_names)
@@ -625,7 +637,9 @@ class Match(Model):
         return not (self.headers or self.source_labels or self.gateways) and not any(given)
 
 
-# RFC 1035 and RFC 1123, as an API server has them for names of objects.
+# RFC 1123, 2.1, as an API server has it for namespaces, and for names of objects.
+NAMESPACE_PATTERN = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_NAMESPACE = re.compile(rf"{NAMESPACE_PATTERN}\Z")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")
 # What a backendRef may name, and the API that it is read with.
 SERVICE = "Service"
@@ -646,7 +660,20 @@ def _object_name(value: str) -> str:
     return value
 
 
-ObjectName = Annotated[str, AfterValidator(_object_name), _text(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")]
+def _namespace(value: str) -> str:
+    if not _NAMESPACE.match(value):
+        raise ValueError(
+            "this is no namespace that Kubernetes has; write up to 63 lower-case letters, digits"
+            " and -"
+        )
+    return value
+
+
+ObjectName = Annotated[
+    str,
+    AfterValidator(_object_name),
+    _text(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", maxLength=_MAX_HOST),
+]
 
 
 class ObjectRef(Model):
@@ -658,7 +685,7 @@ class ObjectRef(Model):
     """Service or InferencePool; Service if absent."""
     name: ObjectName
     """The object's name."""
-    namespace: ObjectName | None = None
+    namespace: Annotated[str, AfterValidator(_namespace), _text(NAMESPACE_PATTERN)] | None = None
     """The object's namespace; the route's own if absent."""
     port: Annotated[Port | None, EXTENSION] = None
     """The Service's port; needed where it has several and none is named http."""
@@ -744,7 +771,8 @@ class Retry(Model):
 class Affinity(Model):
     """The value that keeps its target: a header, a cookie, or a field of the JSON body."""
 
-    header: HeaderName | None = None
+    # The names in a mapping, as `headers` have them, can't have a pattern in a structural schema.
+    header: Annotated[HeaderName, _text(_HEADER_NAME_PATTERN)] | None = None
     """The name of a header."""
     cookie: Annotated[str, Field(min_length=1)] | None = None
     """The name of a cookie."""

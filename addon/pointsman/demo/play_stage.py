@@ -198,7 +198,7 @@ def mitmdump() -> Path:
     beside = mitmdump_beside()
     found = beside if beside.exists() else shutil.which("mitmdump")
     if not found:
-        raise StageError("there is no mitmdump beside this Python: pip install 'pointsman[demo]'")
+        raise StageError("there is no mitmdump beside this Python: pip install mitmproxy")
     return Path(found)
 
 

@@ -8,6 +8,7 @@ off. Errors are mapped to `ApiError`, whose words are for an operator. Answers a
 import asyncio
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from pointsman.config.documents import MAX_DEPTH
 
 if TYPE_CHECKING:
     import httpx
@@ -26,6 +29,11 @@ type Object = Mapping[str, Any]
 _MAX_LIST = 64 * 1024 * 1024
 _MAX_EVENT = 4 * 1024 * 1024  # etcd has no object of half that size
 _MAX_ERROR = 64 * 1024
+# So deep is what is kept of an answer that is nested too deep to be decoded at once: far deeper
+# than an object of ours may be, so that it is told of that.
+_DEPTH = 4 * MAX_DEPTH
+_JSON_PART = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_OPENING, _CLOSING = (b"[", b"{"), (b"]", b"}")
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 20.0
 # Until the cluster has been found, and until an answer begins: kr8s has no bounds of its own.
@@ -54,8 +62,7 @@ class MissingClientError(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "the Kubernetes API is read with kr8s, which is not installed:"
-            " pip install 'pointsman[kubernetes]'"
+            "the Kubernetes API is read with kr8s, which is not installed: pip install kr8s"
         )
 
 
@@ -122,7 +129,7 @@ class Api:
         # Version 0: from the API server's memory, which thousands of proxies may ask.
         query = {**collection.parameters, "resourceVersion": "0"}
         async with self._asked(collection, query, _READ_SECONDS) as response:
-            answer = _decoded(await _read(response, _MAX_LIST))
+            answer = await _decoded(await _read(response, _MAX_LIST))
         items, version = answer.get("items"), resource_version(answer)
         if not isinstance(items, list) or version is None:
             raise ApiError("its answer is no list of objects")
@@ -146,7 +153,7 @@ class Api:
         async with self._asked(collection, query, seconds + _GRACE_SECONDS) as response:
             yield Event("OPEN", {})
             async for line in _lines(response):
-                yield _event(_decoded(line))
+                yield _event(await _decoded(line))
 
     async def patch_status(self, collection: Collection, patch: Object) -> None:
         """Merge a patch into the status of the one object that the collection names.
@@ -299,18 +306,34 @@ async def _lines(response: "httpx.Response") -> AsyncIterator[bytes]:
         yield rest
 
 
-def _decoded(text: bytes) -> dict[str, Any]:
+async def _decoded(text: bytes) -> dict[str, Any]:
     try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        raise ApiError(
-            "its answer is nested too deep to be read; remove the object whose values are"
-        ) from None
+        try:
+            value = msgspec.json.decode(text)
+        except RecursionError:
+            # One object in a list must not keep all others from being read.
+            value = msgspec.json.decode(await asyncio.to_thread(shallow, text))
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ApiError("its answer is not JSON") from None
     if not isinstance(value, dict):
         raise ApiError("its answer is no object")
     return value
+
+
+def shallow(text: bytes) -> bytes:
+    """Return JSON with null in place of what is nested too deep: who looks at it finds it so."""
+    kept: list[bytes] = []
+    depth = done = 0
+    for match in _JSON_PART.finditer(text):
+        if match[0] in _OPENING:
+            depth += 1
+            if depth == _DEPTH + 1:
+                kept += (text[done : match.start()], b"null")
+        elif match[0] in _CLOSING:
+            if depth == _DEPTH + 1:
+                done = match.end()
+            depth -= 1
+    return b"".join((*kept, text[done:]))
 
 
 def _event(value: Object) -> Event:
@@ -327,7 +350,7 @@ async def _refuse_error(response: "httpx.Response") -> None:
     if not response.is_error:
         return
     try:
-        message = _decoded(await _read(response, _MAX_ERROR)).get("message")
+        message = (await _decoded(await _read(response, _MAX_ERROR))).get("message")
     except ApiError:
         message = None
     raise _error(response.status_code, message)

@@ -8,8 +8,11 @@ suffice, and until it has been read, a Service is called by its DNS name.
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -20,6 +23,7 @@ from pointsman.config.backends import (
     Backend,
     Endpoints,
 )
+from pointsman.config.faults import Fault
 from pointsman.config.table import RoutingTable
 from pointsman.kubernetes.api import Api, ApiError, AwayError, Collection, Object, run_apart
 from pointsman.kubernetes.watching import Watched
@@ -49,6 +53,7 @@ class ClusterBackends:
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
         self._readers: dict[Backend, _Service | _Pool] = {}
         self._not_watched = 0
+        self._too_many: Fault | None = None
         self._api: Api | None = None
         self._holder: asyncio.Task[None] | None = None
 
@@ -57,24 +62,37 @@ class ClusterBackends:
         found = self._endpoints.get(backend)
         if found is None:
             found = self._endpoints[backend] = Endpoints(backend)
-            found.replace(_unread(backend), found.fault)
+            found.replace(_unread(backend), None if backend.kind == SERVICE else found.fault)
         return found
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why the addresses may not be what the cluster says."""
-        found = [f"{b}: {why}" for b, reader in self._readers.items() for why in reader.faults]
-        if self._not_watched:
-            found.append(
-                f"the rules name too many servers in the cluster: {self._not_watched} of them are"
-                " not watched; Services among them are called by their DNS names"
-            )
-        return tuple(found)
+        found = [
+            replace(fault, text=f"{backend}: {fault.text}")
+            for backend, reader in self._readers.items()
+            for fault in reader.faults
+        ]
+        return (*found, self._too_many) if self._too_many else tuple(found)
 
     def fault(self, backend: Backend) -> str | None:
-        """Return why a backend that the rules name has no addresses; None: it has, or may yet."""
+        """Return why a backend can't be called, as the cluster has it; None: it can, or may yet."""
         found = self._endpoints.get(backend)
-        return found.fault if found else None
+        return found.fault if found and self._is_known(backend) else None
+
+    def doubt(self, backend: Backend) -> str | None:
+        """Return why it can't be told whether a backend can be called; None: it can."""
+        if self._is_known(backend):
+            return None
+        found, reader = self._endpoints.get(backend), self._readers.get(backend)
+        if found and found.fault:
+            return found.fault
+        faults = reader.faults if reader else ()
+        return f"it can't be read: {faults[0].text}" if faults else None
+
+    def _is_known(self, backend: Backend) -> bool:
+        reader = self._readers.get(backend)
+        return reader is not None and reader.known
 
     def read_once(self, table: RoutingTable, seconds: float) -> None:
         """Read the backends of a table, before there is an event loop; what fails comes later."""
@@ -89,11 +107,10 @@ class ClusterBackends:
             if backend not in self._tasks:
                 waiting.append(heard := asyncio.Event())
                 self._begin(backend, heard)
-        if waiting:
-            await asyncio.wait(
-                [asyncio.ensure_future(heard.wait()) for heard in waiting],
-                timeout=_PREPARE_SECONDS,
-            )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PREPARE_SECONDS):
+                for heard in waiting:
+                    await heard.wait()
 
     def keep(self, table: RoutingTable) -> None:
         """Stop to watch what the live table does not name."""
@@ -104,11 +121,20 @@ class ClusterBackends:
         for backend in named.difference(watched):
             fault = None if backend.kind == SERVICE else _NOT_WATCHED
             self.endpoints(backend).replace(_unread(backend), fault)
-        before, self._not_watched = self._not_watched, len(named) - len(watched)
-        if self._not_watched > before:
-            logger.warning("%s", self.faults[-1])
+        self._tell_of_too_many(len(named) - len(watched))
         for backend in [b for b in self._endpoints if b not in named]:
             del self._endpoints[backend]
+
+    def _tell_of_too_many(self, not_watched: int) -> None:
+        before, self._not_watched = self._not_watched, not_watched
+        text = (
+            f"the rules name too many servers in the cluster: {not_watched} of them are not"
+            " watched; Services among them are called by their DNS names"
+        )
+        if not_watched > before:
+            logger.warning("%s", text)
+        since = self._too_many.since if self._too_many else time.time()
+        self._too_many = Fault("outdated", text, since) if not_watched else None
 
     def stop(self) -> None:
         """Stop all watches."""
@@ -215,10 +241,15 @@ class _Service:
         self._backend = backend
         self._say = say
         where = Collection("v1", "services", backend.namespace, backend.name)
-        self._objects = Watched(api, where, _spec, self._changed)
+        self._objects = Watched(api, where, _spec, self._changed, self._failed)
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def known(self) -> bool:
+        """Whether it has been read."""
+        return self._objects.known
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
         """Why it can't be read."""
         return (self._objects.fault,) if self._objects.fault else ()
 
@@ -240,6 +271,10 @@ class _Service:
         except ValueError as error:
             self._say((), str(error))
 
+    def _failed(self) -> None:
+        if not self.known:
+            self._say(_unread(self._backend), None)
+
 
 class _Pool:
     """Reads an InferencePool, and the pods that it selects."""
@@ -257,7 +292,12 @@ class _Pool:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def known(self) -> bool:
+        """Whether they have been read."""
+        return self._pools.known and (self._pods is None or self._pods.known)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
         """Why they can't be read."""
         return tuple(w.fault for w in (self._pools, self._pods) if w is not None and w.fault)
 
@@ -309,10 +349,10 @@ class _Pool:
 
     def _failed(self) -> None:
         """Tell why there are no addresses. Those that another selector took are no longer its."""
-        if not self._pools.known:
-            self._say((), f"it can't be read: {self._pools.fault}")
-        elif self._pods is not None and not self._pods.known:
-            self._say((), f"its pods can't be read: {self._pods.fault}")
+        if self._pools.fault and not self._pools.known:
+            self._say((), f"it can't be read: {self._pools.fault.text}")
+        elif self._pods is not None and self._pods.fault and not self._pods.known:
+            self._say((), f"its pods can't be read: {self._pods.fault.text}")
 
 
 def _spec(value: Object) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ type Schema = dict[str, Any]
 # An API server refuses rules that could cost too much: the lists around them need an end.
 _BOUNDS: Mapping[tuple[str, str], Schema] = {
     ("LLMRouteSpec", "rules"): {"maxItems": 128},
+    ("RouteRule", "name"): {"maxLength": 253},
     ("RouteRule", "matches"): {"maxItems": 32},
     ("RouteRule", "backendRefs"): {"maxItems": 32},
     ("Match", "headers"): {"maxProperties": 32},
@@ -111,6 +112,15 @@ _RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
         (
             "[has(self.header), has(self.cookie), has(self.bodyField)].exists_one(x, x)",
             "affinity takes exactly one of header, cookie, bodyField",
+        ),
+    ),
+    "LLMRouteSpec": (
+        (
+            (
+                "self.rules.all(r, !has(r.name) || self.rules.exists_one(x, has(x.name) &&"
+                " x.name == r.name))"
+            ),
+            "two rules have one name; rename one of them",
         ),
     ),
     "RouteRule": (

@@ -88,6 +88,7 @@ def _inject_document(
     for place, resource in _resources(document.value, where):
         workload = _Workload(place, resource)
         if workload.path is None:
+            injection.warnings += _unknown_workload(workload)
             continue
         try:
             document.changed |= _inject_workload(workload, settings, version, injection)
@@ -167,6 +168,7 @@ def _inject_workload(
     pod = workload.pod()
     spec = mapping(pod, "spec")
     if before is not None:
+        injection.warnings += [f"{workload}: {lost}" for lost in _lost(before, settings)]
         _take_out(spec, before)
     _check(spec, settings)
     injection.warnings += [f"{workload}: {warning}" for warning in _warnings(spec, settings)]
@@ -176,7 +178,11 @@ def _inject_workload(
             f"{workload}: {_GRACE}: {grace} is kept; answers that stream for longer are cut off"
         )
     _put_in(spec, settings, workload.name, grace)
-    status = {"version": version, "gracePeriod": "set" if ours else "kept"}
+    status = {
+        "version": version,
+        "gracePeriod": "set" if ours else "kept",
+        "options": settings.given,
+    }
     mapping(mapping(pod, "metadata"), "annotations")[STATUS] = json.dumps(status)
     injection.injected.append(str(workload))
     return True
@@ -216,11 +222,48 @@ def _take_out(spec: dict[str, Value], status: str) -> None:
 
 
 def _grace_was_ours(status: str) -> bool:
+    return _known(status).get("gracePeriod") == "set"
+
+
+def _lost(status: str, settings: Settings) -> list[str]:
+    """Tell which options of an earlier injection are lost, as they were not given again."""
+    before, lost = _known(status).get("options"), []
+    for name, value in before.items() if isinstance(before, dict) else ():
+        if name == "image":  # it always has one; another tag is an upgrade
+            kept = _repository(str(value)) == _repository(settings.image)
+        else:
+            kept = name in settings.given
+        if not kept:
+            told = ",".join(map(str, value)) if isinstance(value, list) else value
+            lost.append(
+                f"the sidecar that it has was injected with --{name} {told}, which is not given now"
+                " and is lost; give it again"
+            )
+    return lost
+
+
+def _repository(image: str) -> str:
+    """Return an image's name without its tag and digest."""
+    path, slash, last = image.partition("@")[0].rpartition("/")
+    return f"{path}{slash}{last.partition(':')[0]}"
+
+
+def _known(status: str) -> dict[str, Any]:
     try:
         known = json.loads(status)
     except ValueError:
-        return False
-    return isinstance(known, dict) and known.get("gracePeriod") == "set"
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _unknown_workload(workload: "_Workload") -> list[str]:
+    """Warn of pods in what this command does not know: they would go past the proxy."""
+    places = (("spec", "template", "spec"), ("template", "spec"))
+    if not any(mappings_at(at(workload.resource, *place), "containers") for place in places):
+        return []
+    known = ", ".join(kind for _, kind in _POD)
+    what = f"it has pods, and its kind is none of {known}; they go past the proxy"
+    return [f"{workload}: not injected: {what}"]
 
 
 def _drop(parent: dict[str, Value], name: str, names: Any) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -17,7 +17,9 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+from pointsman.config.backends import Backend
 from pointsman.config.documents import bounded
+from pointsman.config.faults import Fault, noted
 from pointsman.config.loading import (
     Instance,
     Loaded,
@@ -47,8 +49,8 @@ START_SECONDS = 10.0
 _START_SECONDS_WITH_COPY = 3.0
 _RETRY_SECONDS = 0.5
 _DEBOUNCE_SECONDS = 0.2
-# What could not be written to a status is tried again so often.
-_STATUS_SECONDS = 30.0
+# What could not go live, or could not be written to a status, is tried again so often.
+_AGAIN_SECONDS = 30.0
 _MAX_COPY = 64 * 1024 * 1024
 
 type GoLive = Callable[[Loaded], Awaitable[None]]
@@ -90,10 +92,12 @@ class ClusterRules:
         self._writes_status = writes_status
         self._good: Mapping[str, Object] = {}
         self._loaded: LoadedObjects | None = None
-        self._seen: dict[str, Object] | None = None
+        self._in_use: Mapping[str, Object] | None = None  # as they were listed
         self._watched: list[Watched[_Found]] = []
         self._told: frozenset[str] = frozenset()
-        self._doubt: str | None = None
+        self._refused: tuple[Fault, ...] = ()
+        self._doubt: Fault | None = None
+        self._failure: Fault | None = None
         self._had_some = False
         self._wakened = asyncio.Event()
 
@@ -101,14 +105,10 @@ class ClusterRules:
         return f"kubernetes:{self._namespace or ''}"
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why what is live may not be what the cluster says: it is away, or objects are wrong."""
-        away = [w.fault for w in self._watched if w.fault]
-        refused = self._loaded.refused.values() if self._loaded else ()
-        doubt = [self._doubt] if self._doubt else []
-        empty = map(str, self._nothing()) if self._loaded else ()
-        told = (str(problem) for problems in refused for problem in problems)
-        return (*away, *doubt, *empty, *told)
+        found = (*(watched.fault for watched in self._watched), self._doubt, self._failure)
+        return (*(fault for fault in found if fault is not None), *self._refused)
 
     def _nothing(self) -> list[Problem]:
         """Warn of a namespace that has never had an object: its name may well be misspelt."""
@@ -142,8 +142,15 @@ class ClusterRules:
                 "the Kubernetes API can't be read: %s; the rules that were last good are used",
                 error,
             )
-            return self._load(kept, {}).loaded
-        return self._load(objects, kept or {}).loaded
+            return self._read_once(kept, {})
+        return self._read_once(objects, kept or {})
+
+    def _read_once(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> Loaded:
+        read = self._load(objects, good)
+        loaded = self._take(read)
+        self._in_use = objects
+        self._write_copy(read)
+        return loaded
 
     async def watch(self, go_live: GoLive, refused: Callable[[], None] = lambda: None) -> None:
         """Load again whenever the objects change, until cancelled.
@@ -176,70 +183,98 @@ class ClusterRules:
 
     async def _keep_live(self, api: Api, go_live: GoLive, refused: Callable[[], None]) -> None:
         writer = StatusWriter(api) if self._writes_status else None
-        said = True
+        done = True
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if said else _STATUS_SECONDS):
+                async with asyncio.timeout(None if done else _AGAIN_SECONDS):
                     await self._wakened.wait()
             await asyncio.sleep(_DEBOUNCE_SECONDS)
             self._wakened.clear()
             if not all(watched.known for watched in self._watched):
                 continue
-            named = self._named()
-            if self._doubts():
-                refused()
+            if self._doubts(refused):
                 continue
-            try:
-                await self._reload(named, go_live)
-                said = await writer.write(self._verdicts(named)) if writer else True
-            except Exception:
-                logger.exception("the rules were not reloaded, the last good ones stay")
-                refused()
+            named = self._named()
+            done = await self._reload(named, go_live, refused)
+            if done and writer:
+                done = await self._tell(writer, named)
 
-    def _doubts(self) -> bool:
+    def _doubts(self, refused: Callable[[], None]) -> bool:
         """Tell whether that there are no objects of a kind is doubted: then the live rules stay.
 
         Who deletes the last object means it. A list with nothing in it, where there were some, may
         as well be the fault of an API server that was restored or that is another one. Each kind is
         doubted for itself: the other one may only not have been listed again yet.
         """
-        before = {rule["kind"] for rule in (self._seen or self._good).values()}
+        before = {rule["kind"] for rule in (self._in_use or self._good).values()}
         watched = zip(KINDS, self._watched, strict=True)
         gone = [kind for kind, w in watched if kind in before and w.listed_none]
-        doubt = None
-        if gone:
-            doubt = (
-                f"{self}: the Kubernetes API suddenly lists no {' or '.join(gone)}; the last good"
-                " rules stay; create one, or restart the proxy to go on without"
-            )
-        if self._doubt and not doubt:
-            self._seen = None  # so that what is there now goes live, and is told
-        if doubt and doubt != self._doubt:
-            logger.error("%s", doubt)
-        self._doubt = doubt
-        return doubt is not None
+        if not gone:
+            if self._doubt:
+                self._in_use = None  # so that what is there now goes live, and is told
+            self._doubt = None
+            return False
+        text = (
+            f"{self}: the Kubernetes API suddenly lists no {' or '.join(gone)}; the last good"
+            " rules stay; create one, or restart the proxy to go on without"
+        )
+        if self._doubt is None or self._doubt.text != text:
+            self._doubt = Fault("refused", text, time.time())
+            logger.error("%s", text)
+            refused()
+        return True
 
-    async def _reload(self, named: Mapping[str, _Found], go_live: GoLive) -> None:
+    async def _reload(
+        self, named: Mapping[str, _Found], go_live: GoLive, refused: Callable[[], None]
+    ) -> bool:
+        """Let the objects go live unless they are; tell whether they are now."""
         found = {name: f.rule for name, f in named.items()}
-        if found == self._seen:
-            return
-        loaded = await asyncio.to_thread(self._load, found, self._good)
-        await go_live(loaded.loaded)
+        if found == self._in_use:
+            return True
+        since = self._failure.since if self._failure else time.time()
+        try:
+            read = await asyncio.to_thread(self._load, found, self._good)
+            await go_live(self._take(read))
+        except Exception as error:
+            logger.exception("the rules were not reloaded, the last good ones stay")
+            text = f"{self}: the rules could not be loaded ({type(error).__name__})"
+            self._failure = Fault("refused", text, since)
+            self._in_use = None  # so that they are tried again, whatever they are then
+            refused()
+            return False
+        self._in_use = found
+        await asyncio.to_thread(self._write_copy, read)
+        return True
 
     def _load(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> LoadedObjects:
-        loaded = load_objects(objects.values(), good=good, instance=self._instance)
-        self._seen, self._loaded, self._good = dict(objects), loaded, loaded.good
-        self._had_some = self._had_some or bool(objects)
-        refused = [p for found in loaded.refused.values() for p in found]
-        problems = (*self._nothing(), *refused, *loaded.loaded.unresolved, *loaded.loaded.warnings)
+        """Load objects. It changes nothing here: in a thread, it may go on when no one waits."""
+        return load_objects(objects.values(), good=good, instance=self._instance)
+
+    def _take(self, read: LoadedObjects) -> Loaded:
+        """Note what is about to go live, tell what is wrong with it, and return it."""
+        self._loaded, self._good, self._failure = read, read.good, None
+        self._had_some = self._had_some or bool(read.good or read.refused)
+        refused = [p for found in read.refused.values() for p in found]
+        self._refused = noted("refused", map(str, refused), self._refused, time.time())
+        problems = (*self._nothing(), *refused, *read.loaded.unresolved, *read.loaded.warnings)
         # Of what many people change, each word is told once and not with every change.
         for text in dict.fromkeys(map(str, problems)):
             if text not in self._told:
                 logger.warning("%s", text)
         self._told = frozenset(map(str, problems))
+        return replace(read.loaded, warnings=())
+
+    def _write_copy(self, read: LoadedObjects) -> None:
         if self._copy:
-            self._copy.write(loaded.good)
-        return replace(loaded, loaded=replace(loaded.loaded, warnings=()))
+            self._copy.write(read.good)
+
+    async def _tell(self, writer: StatusWriter, named: Mapping[str, _Found]) -> bool:
+        """Tell the objects what came of them; return whether all is said."""
+        try:
+            return await writer.write(self._verdicts(named))
+        except Exception:
+            logger.exception("the objects could not be told what came of them")
+            return False
 
     def _named(self) -> dict[str, _Found]:
         return {
@@ -252,9 +287,12 @@ class ClusterRules:
         """Return what is to be told of each object."""
         if self._loaded is None:
             return []
-        loaded, unresolved = self._loaded, dict[str, list[Problem]]()
-        for problem in (*loaded.loaded.unresolved, *self._without_backend(loaded.loaded)):
-            unresolved.setdefault(problem.file, []).append(problem)
+        loaded = self._loaded
+        faults, doubts = [*loaded.loaded.unresolved], list[Problem]()
+        if self._backends is not None:
+            faults += _of_backends(loaded.loaded, self._backends.fault)
+            doubts += _of_backends(loaded.loaded, self._backends.doubt)
+        unresolved, unread = _by_object(faults), _by_object(doubts)
         verdicts = []
         for name, found in named.items():
             metadata = found.rule["metadata"]
@@ -264,17 +302,11 @@ class ClusterRules:
                 metadata["namespace"],
                 metadata["name"],
             )
-            verdict = Verdict(loaded.refused.get(name, ()), unresolved.get(name, ()))
+            verdict = Verdict(
+                loaded.refused.get(name, ()), unresolved.get(name, ()), unread.get(name, ())
+            )
             verdicts.append((where, found.whole, verdict))
         return verdicts
-
-    def _without_backend(self, loaded: Loaded) -> list[Problem]:
-        told = []
-        for use in loaded.backends:
-            fault = self._backends.fault(use.backend) if self._backends else None
-            if fault is not None:
-                told.append(Problem(use.file, None, None, use.field, fault))
-        return told
 
     def _collection(self, kind: str) -> Collection:
         return Collection(API_VERSION, _plural(kind), self._namespace)
@@ -316,6 +348,22 @@ def own_namespace(environ: Mapping[str, str] = os.environ) -> str:
         mounted = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
         return mounted.read_text(encoding="utf-8").strip() or "default"
     return "default"
+
+
+def _of_backends(loaded: Loaded, look: Callable[[Backend], str | None]) -> list[Problem]:
+    """Return what is found of the backends, where they are named."""
+    return [
+        Problem(use.file, None, None, use.field, found)
+        for use in loaded.backends
+        if (found := look(use.backend)) is not None
+    ]
+
+
+def _by_object(problems: Iterable[Problem]) -> Mapping[str, list[Problem]]:
+    found: dict[str, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.file, []).append(problem)
+    return found
 
 
 def _plural(kind: str) -> str:

@@ -1,7 +1,8 @@
 """How a pod is injected: the options of `pointsman inject`, which a pod's annotations override."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from ipaddress import ip_network
 from typing import Annotated, Any, Self
 
@@ -16,6 +17,7 @@ from pydantic import (
 )
 
 from pointsman.config.problems import did_you_mean
+from pointsman.config.resources import NAMESPACE_PATTERN
 
 PREFIX = "pointsman.io/"
 # What other annotations with our prefix are for.
@@ -26,9 +28,9 @@ PROXY_PORT = 15001
 _LARGEST_PORT = 65535
 _MOST_WORKERS = 64
 _NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
-_QUANTITY = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i)?"
+_QUANTITY = r"(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)(?P<unit>[numkMGTPE]|[KMGTPE]i)?"
 _HOST = r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
-_RULES = rf"kubernetes:({_NAME})?"
+_RULES = rf"kubernetes:({NAMESPACE_PATTERN})?"
 _SETTING = r"[a-z0-9_]+=.*"
 # What `set` can't say, as the manifest says it: and where it does.
 _TAKEN = {
@@ -40,7 +42,7 @@ _TAKEN = {
     "llm_labels": "they are the pod's own",
     "llm_passthrough": "use passthrough-hosts",
     "llm_admin": "the pod's hooks ask there",
-    "llm_health": "the pod's probes ask there",
+    "llm_health": "the pod's probes ask for port 15021 at the pod's own address",
     "llm_drain_timeout": "it follows grace-period",
 }
 _ADMIN_PORTS = (15020, 15021)
@@ -48,8 +50,11 @@ LLM_OPTIONS = frozenset(
     {
         "llm_access_log",
         "llm_body_limit",
+        "llm_body_memory",
         "llm_gateways",
         "llm_keep_flows",
+        "llm_key_dirs",
+        "llm_key_variables",
         "llm_kubernetes",
         "llm_metrics",
         "llm_observe",
@@ -58,10 +63,14 @@ LLM_OPTIONS = frozenset(
         "llm_unknown",
     }
 )
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
-    unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti"), 1)
-}
-_BYTES = re.compile(r"(?P<number>[0-9.]+)(?P<unit>[kMGT]?|[KMGT]i)\Z")
+# Every interface, as the probes come from outside of the pod; by IPv4 or IPv6 alone, if so wanted.
+_EVERY_INTERFACE = ("", "0.0.0.0", "[::]")  # noqa: S104 (see above)
+_PROBED = {f"llm_health={host}:{_ADMIN_PORTS[1]}" for host in _EVERY_INTERFACE}
+_UNITS = (
+    {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)}
+    | {unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)}
+    | {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)}
+)
 _LEAST_MEMORY = 192 * 1024 * 1024  # the supervisor and one worker at rest
 
 
@@ -100,13 +109,20 @@ def _matching(pattern: str, called: str) -> AfterValidator:
 
 def _setting(value: str) -> str:
     name = value.partition("=")[0]
-    if value.startswith("llm_health=") and value.endswith(f":{_ADMIN_PORTS[1]}"):
-        return value  # other addresses for the same port
+    if value in _PROBED:
+        return value
     if name in _TAKEN:
         raise ValueError(f"{name} can't be set: {_TAKEN[name]}")
     if name.startswith("llm") and name not in LLM_OPTIONS:
         raise ValueError(f"there is no option {name}{did_you_mean(name, LLM_OPTIONS)}")
     return value
+
+
+def _quantity(text: str) -> Decimal:
+    """Return what a quantity is, in cores or in bytes."""
+    match = re.fullmatch(_QUANTITY, text)
+    assert match  # noqa: S101 (its field has been validated)
+    return Decimal(match["number"]) * _UNITS[match["unit"] or ""]
 
 
 def _ports(value: str) -> str:
@@ -115,6 +131,12 @@ def _ports(value: str) -> str:
     if len(numbers) > 2 or not in_range or numbers != sorted(numbers):  # noqa: PLR2004 (a range)
         raise ValueError(f"{value!r} is not a port, nor a range such as 8000-8010")
     return "-".join(map(str, numbers))
+
+
+def _numbers(ports: Iterable[str]) -> set[int]:
+    """Return all the numbers of ports and of ranges."""
+    ends = [[int(part) for part in port.split("-")] for port in ports]
+    return {number for one in ends for number in range(one[0], one[-1] + 1)}
 
 
 def _cidr(value: str) -> str:
@@ -179,10 +201,10 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_ports(self) -> Self:
         if not self.include_ports:
-            raise ValueError("include-ports names no port, so that nothing would be redirected")
-        if set(self.include_ports) <= set(self.exclude_ports):
+            raise ValueError("include-ports: it names no port, and nothing would be redirected")
+        if _numbers(self.include_ports) <= _numbers(self.exclude_ports):
             raise ValueError(
-                "exclude-ports names all of include-ports: nothing would be redirected"
+                "exclude-ports: it has all of include-ports, and nothing would be redirected"
             )
         if self.proxy_port in _ADMIN_PORTS:
             raise ValueError(
@@ -191,14 +213,36 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _check_memory(self) -> Self:
-        limit = _BYTES.match(self.memory_limit)
-        if limit and float(limit["number"]) * _UNITS[limit["unit"]] < _LEAST_MEMORY:
+    def _check_resources(self) -> Self:
+        if _quantity(self.memory_limit) < _LEAST_MEMORY:
             raise ValueError(
                 f"memory-limit: with {self.memory_limit} the sidecar can't start; write 256Mi or"
                 " more"
             )
+        for name, request, limit in (
+            ("cpu", self.cpu_request, self.cpu_at_most),
+            ("memory", self.memory_request, self.memory_limit),
+        ):
+            if _quantity(request) > _quantity(limit):
+                raise ValueError(
+                    f"{name}-request: {request} is more than {name}-limit, {limit}; raise that one"
+                    " too"
+                )
+        if _quantity(self.memory_request) % 1:
+            raise ValueError(
+                f"memory-request: {self.memory_request} is a part of a byte; write such as 128Mi"
+            )
         return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not as it is by default, by the options' names: JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    @property
+    def cpu_at_most(self) -> str:
+        """The cores that the proxy may use: each worker one, and it can't use more."""
+        return self.cpu_limit or str(self.workers)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:

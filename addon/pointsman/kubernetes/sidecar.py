@@ -11,6 +11,7 @@ The private key is in a volume that only 1 and 3 mount.
 
 from typing import Any
 
+from pointsman.config.credentials import KEY_FOLDER
 from pointsman.kubernetes.settings import PROXY_PORT, Settings
 
 UID = 1337
@@ -22,7 +23,7 @@ CONTAINERS = (CA, REDIRECT, PROXY)
 
 _STATE = "/var/lib/pointsman"
 _RULES = "/etc/pointsman/rules"
-_KEYS = "/etc/pointsman/keys"
+_KEYS = str(KEY_FOLDER)
 _CA_SECRET = "/etc/pointsman/ca"  # noqa: S105 (a directory)
 _POD_INFO = "/etc/pointsman/podinfo"
 _REDIRECT_SCRIPT = "/opt/pointsman/scripts/redirect"
@@ -85,7 +86,7 @@ def volumes(settings: Settings) -> list[dict[str, Any]]:
     if settings.rules is None:
         made.append({"name": "pointsman-rules", "configMap": {"name": settings.rules_configmap}})
     if settings.keys_secret:
-        # Optional: keys that are not there make their providers unavailable, not the pod.
+        # Optional: key files that are not there make their providers unavailable, not the pod.
         made.append(_secret("pointsman-keys", settings.keys_secret, optional=True))
     if settings.ca_secret:
         made.append(_secret("pointsman-ca-secret", settings.ca_secret, optional=False))
@@ -181,7 +182,8 @@ def _proxy(settings: Settings, workload: str | None, grace: int) -> dict[str, An
         mounts.append(_mount("pointsman-keys", _KEYS, read_only=True))
     return container | {
         "ports": [{"name": "pointsman-http", "containerPort": HEALTH_PORT}],
-        "startupProbe": _probe("/readyz", period=1, failures=120),
+        # The application waits for this one: a key that is missing must not keep it from starting.
+        "startupProbe": _probe("/readyz?exclude=keys", period=1, failures=120),
         "readinessProbe": _probe("/readyz", period=5, failures=3),
         "livenessProbe": _probe("/healthz", period=10, failures=6),
         # Run when the pod's termination begins, while the application still finishes its work.
@@ -190,8 +192,7 @@ def _proxy(settings: Settings, workload: str | None, grace: int) -> dict[str, An
         "resources": {
             "requests": {"cpu": settings.cpu_request, "memory": settings.memory_request},
             "limits": {
-                # A worker can't use more than one core: this never slows one down.
-                "cpu": settings.cpu_limit or str(settings.workers),
+                "cpu": settings.cpu_at_most,
                 "memory": settings.memory_limit,
             },
         },

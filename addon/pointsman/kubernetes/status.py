@@ -37,10 +37,17 @@ _MOST_REFUSALS = 20
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What has been found of one object."""
+    """What has been found of one object.
+
+    Attributes:
+        refused: what is wrong with it.
+        unresolved: what it names and is not there, or can't be called.
+        unread: what it names and may be there: that can't be told.
+    """
 
     refused: Sequence[Problem] = ()
     unresolved: Sequence[Problem] = ()
+    unread: Sequence[Problem] = ()
 
 
 def conditions(value: Object, verdict: Verdict, now: datetime) -> list[Condition] | None:
@@ -78,6 +85,8 @@ def _resolved(verdict: Verdict) -> dict[str, Any]:
         return _condition(RESOLVED, "Unknown", "Invalid", "not looked at: the object is at fault")
     if verdict.unresolved:
         return _condition(RESOLVED, "False", "BackendNotFound", _told(verdict.unresolved))
+    if verdict.unread:
+        return _condition(RESOLVED, "Unknown", "BackendNotRead", _told(verdict.unread))
     return _condition(RESOLVED, "True", "ResolvedRefs", "all that it names is there")
 
 

@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable
 
+from pointsman.config.faults import Fault
 from pointsman.kubernetes.api import (
     Api,
     ApiError,
@@ -56,7 +57,7 @@ class Watched[T]:
         self.items: dict[Key, T] = {}
         self.known = False
         self.listed_none = False
-        self.fault: str | None = None
+        self.fault: Fault | None = None
         self._api = api
         self._collection = collection
         self._read = read
@@ -134,8 +135,9 @@ class Watched[T]:
 
     def _tell(self, error: ApiError) -> None:
         message = f"{error}{_MENDS.get(error.status, '')}"
-        if message != self.fault:
-            self.fault = message
+        before = self.fault
+        if before is None or message != before.text:
+            self.fault = Fault("outdated", message, before.since if before else time.time())
             kept = "; what is known stays in use" if self.known else ""
             logger.warning(
                 "the Kubernetes API can't be read (%s): %s%s", self._collection, message, kept

@@ -7,9 +7,7 @@ client's original request. The stream layer decides; the hooks here put it in pl
 import asyncio
 import logging
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 from mitmproxy import ctx, exceptions, http, tcp, tls
 from mitmproxy.addonmanager import Loader
@@ -20,10 +18,10 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.tools.dump import DumpMaster
 
+from pointsman.config.faults import Fault
 from pointsman.config.labels import parse_labels
 from pointsman.config.loading import Instance, Loaded, LoadError
 from pointsman.config.problems import did_you_mean
-from pointsman.config.resources import parse_duration
 from pointsman.kubernetes.api import MissingClientError, require_client
 from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
 from pointsman.kubernetes.rules import own_namespace
@@ -38,11 +36,19 @@ from pointsman.proxy.http1 import carry_trailers
 from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.layers import Layer
 from pointsman.proxy.measuring import Measuring
-from pointsman.proxy.options import declare
+from pointsman.proxy.options import (
+    allowed_keys,
+    body_memory,
+    declare,
+    drain_timeout,
+    parse_size,
+    workload_name,
+)
 from pointsman.proxy.own_keys import OwnKeys
-from pointsman.proxy.passthrough import await_more, leave_encrypted, reconsider
+from pointsman.proxy.passthrough import await_more, leave_encrypted, names_of, reconsider
 from pointsman.proxy.raw import watch_raw
 from pointsman.proxy.redirected import Redirected
+from pointsman.proxy.relayed import Relayed
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
@@ -53,9 +59,15 @@ from pointsman.telemetry.cost import load_prices
 
 logger = logging.getLogger(__name__)
 
-_SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
-_RULES_OPTIONS = {"llm_rules", "llm_labels", "llm_gateways", "llm_kubernetes", "llm_status"}
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_RULES_OPTIONS = {
+    "llm_gateways",
+    "llm_key_dirs",
+    "llm_key_variables",
+    "llm_kubernetes",
+    "llm_labels",
+    "llm_rules",
+    "llm_status",
+}
 
 
 class Pointsman:
@@ -77,6 +89,7 @@ class Pointsman:
         self._backends = ClusterBackends(self._backends_changed)
         self._keep_flows = KeepFlows()
         self._redirected = Redirected()
+        self._relayed = Relayed()
 
     # --- options and life -------------------------------------------------------------------------
 
@@ -131,7 +144,9 @@ class Pointsman:
 
     def _configure(self, updated: set[str]) -> None:
         if "llm_body_limit" in updated:
-            self.router.body_limit = parse_size(ctx.options.llm_body_limit)
+            self.router.body_limit = parse_size("llm_body_limit", ctx.options.llm_body_limit)
+        if "llm_body_memory" in updated:
+            self.router.bodies.most = body_memory(ctx.options.llm_body_memory)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
         if updated & TLS_OPTIONS:
@@ -177,6 +192,7 @@ class Pointsman:
             tuning.slim_down(ctx.master)
             self.router.shows = tuning.flows_are_seen(ctx.master, self)
         else:
+            tuning.end_killed_at_once()
             self.router.own_keys = OwnKeys()
             self.endpoint.collect()  # for llm.usage
             self.router.keep_ways = True
@@ -196,6 +212,7 @@ class Pointsman:
             self._watcher.cancel()
             self._watcher = None
         self._backends.stop()
+        self._relayed.stop()
         self.endpoint.stop()
         self.router.stop(self.drain.why())
         self._exporting.close()
@@ -233,6 +250,7 @@ class Pointsman:
             gateways=frozenset(options.llm_gateways),
             namespace=own_namespace(),
             backends=backends,
+            allowed=allowed_keys(options.llm_key_dirs, options.llm_key_variables),
         )
         try:
             if backends is not None:
@@ -263,6 +281,8 @@ class Pointsman:
         self._measuring.rules_live()
         self.endpoint.rules_live(str(self._rules))
         self._backends.keep(loaded.table)
+        if self._running:
+            self._relayed.rules_live(ctx.master, self.router.table)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
         upstream = any(mode.startswith("upstream:") for mode in ctx.options.mode)
@@ -278,16 +298,11 @@ class Pointsman:
             len(loaded.routes),
             skipped,
         )
-        if self._rules and self._rules.faults:
-            self._refused()
+        if any(fault.kind == "refused" for fault in self._faults()):
+            self._measuring.rules_refused()
 
-    def _faults(self) -> tuple[str, ...]:
+    def _faults(self) -> tuple[Fault, ...]:
         return (*(self._rules.faults if self._rules else ()), *self._backends.faults)
-
-    def _refused(self) -> None:
-        """Tell that what is live is not all of what the rules say."""
-        self._measuring.rules_refused()
-        self.endpoint.rules_refused()
 
     def _watch(self) -> None:
         if self._watcher:
@@ -298,7 +313,7 @@ class Pointsman:
     async def _follow(self) -> None:
         await self._backends.prepare(self.router.table)
         if self._rules:
-            await self._rules.watch(self._take_over, self._refused)
+            await self._rules.watch(self._take_over, self._measuring.rules_refused)
 
     async def _take_over(self, loaded: Loaded) -> None:
         await self._backends.prepare(loaded.table)
@@ -351,6 +366,7 @@ class Pointsman:
         """Decrypt only what is ours."""
         if leave_encrypted(self.router.table, data):
             data.ignore_connection = True
+            self._relayed.note(data.context.client, names_of(data))
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Bound how long the connection takes, and let none lead to our own endpoint."""
@@ -360,6 +376,7 @@ class Pointsman:
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Without TLS, the connection can be used now."""
         tuning.keep_alive(ctx.master, data.client, data.server)
+        self.router.reading.attach(ctx.master, data.client, data.server)
         if not data.server.tls:
             self._connect_timeouts.end(data.server)
 
@@ -374,6 +391,7 @@ class Pointsman:
 
     def server_disconnected(self, data: server_hooks.ServerConnectionHookData) -> None:
         """It has failed during TLS, or is over."""
+        self.router.reading.forget(data.server)
         self._connect_timeouts.end(data.server)
 
     def client_connected(self, client: Client) -> None:
@@ -381,10 +399,13 @@ class Pointsman:
         self._redirected.judge(ctx.master, client)
         tuning.allow_parallel_calls(ctx.master, client)
         tuning.keep_alive(ctx.master, client, client)
+        self.router.reading.attach(ctx.master, client, client)
 
     def client_disconnected(self, client: Client) -> None:
         """Close exchanges that ended without a word."""
         self.router.client_gone(client.id)
+        self._relayed.forget(client)
+        self.router.reading.forget(client)
         tuning.close_for_good(ctx.master, client)
 
     # --- what is kept -----------------------------------------------------------------------------
@@ -403,35 +424,3 @@ def _tell_why(watcher: asyncio.Task[None]) -> None:
     """Tell of a watch that has ended by itself: from then on, changes would be missed unseen."""
     if not watcher.cancelled() and (error := watcher.exception()):
         logger.error("the rules are no longer watched; restart the proxy", exc_info=error)
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes from `1048576`, `512k`, `32m` or `1g`.
-
-    Raises:
-        OptionsError: it is none of these.
-    """
-    match = _SIZE.match(text.strip())
-    if not match or not int(match["number"]):
-        raise exceptions.OptionsError(
-            f"llm_body_limit: {text!r} is not a size; write bytes, or a number with k, m or g"
-        )
-    return int(match["number"]) * _UNITS[match["unit"].lower()]
-
-
-def drain_timeout(text: str) -> float:
-    """Return the seconds of a duration.
-
-    Raises:
-        OptionsError: it is none.
-    """
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise exceptions.OptionsError(f"llm_drain_timeout: {error}") from None
-
-
-def workload_name(labels: dict[str, str]) -> str | None:
-    """Return what the access log calls this workload."""
-    named: Any = os.environ.get("WORKLOAD_NAME")
-    return named or labels.get("app.kubernetes.io/name") or labels.get("app")

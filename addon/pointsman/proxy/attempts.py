@@ -7,15 +7,17 @@ next attempt inside the same client request. After the first content byte nothin
 What an attempt that was given up says later is not heard: see `layers`.
 """
 
+import math
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from mitmproxy import http
-from mitmproxy.connection import Server
+from mitmproxy.connection import Connection, Server
 from mitmproxy.net.http.validate import validate_headers
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import HTTPMode, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
@@ -42,6 +44,7 @@ from pointsman.errors import (
 )
 from pointsman.proxy.answer import SUCCESS
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
+from pointsman.proxy.http2 import UnprocessedError
 from pointsman.proxy.routed import Call, RoutedRequest
 from pointsman.proxy.router import Router
 from pointsman.proxy.shaping import ShapeError, Shaper
@@ -54,12 +57,30 @@ _MAX_HELD = 256 * 1024  # bytes of an answer that are held back
 type _Action = Callable[[RoutedRequest], layer.CommandGenerator[None]]
 
 
+class Alarm(events.Event):
+    """The time has come that a stream has waited for."""
+
+
+class Parent(Protocol):
+    """The layer, as its streams know it."""
+
+    router: Router
+    connections: dict[Connection, layer.Layer]
+
+    def wake_up(self, at: float) -> None:
+        """Send an `Alarm` at this time (of `time.monotonic`)."""
+
+    def is_answer_stuck(self, stream_id: int) -> bool:
+        """Tell whether an answer waits for its client."""
+
+
 class AttemptingStream(HttpStream):
     """Carries out a plan. `ours` is set where the host is ours."""
 
-    def __init__(self, context: Context, stream_id: int, router: Router) -> None:
+    def __init__(self, context: Context, stream_id: int, parent: Parent) -> None:
         super().__init__(context, stream_id)
-        self.router = router
+        self.parent = parent
+        self.router = parent.router
         self.ours: RoutedRequest | None = None
         self.answering = False  # the client has the answer's head
         self.heard: Server | None = None  # whose answer is awaited; None between attempts
@@ -67,13 +88,21 @@ class AttemptingStream(HttpStream):
         self._opening: list[bytes] = []
         self._shaper: Shaper | None = None
         self._reused = False  # the attempt's connection had been used before, and has not answered
-        self._timers: dict[commands.RequestWakeup, tuple[Call | None, _Action]] = {}
+        self._repeated = False  # the attempt has been made once more
+        self._timers: list[tuple[float, Call | None, _Action]] = []
+
+    def stop(self) -> None:
+        """Hold nothing of an attempt any more."""
+        self._held = self._shaper = None
+        self._opening.clear()
+        self._timers.clear()
 
     # --- an attempt -------------------------------------------------------------------------------
 
     def attempt(self, ours: RoutedRequest, *, again: bool = False) -> layer.CommandGenerator[None]:
         """Make the plan's next attempt; `again` repeats the last one, changed."""
         self.heard = None
+        self._repeated = again
         call = ours.begin_call(again=again)
         if isinstance(call, RequestError):
             # What an earlier attempt was answered counts more than a key that has gone since.
@@ -89,14 +118,27 @@ class AttemptingStream(HttpStream):
             error = _connect_failure(command, failure)
             yield from self._failed(ours, "connect-failure", error, failure)
             return
+        renewed = ours.renew_call()
+        if not isinstance(renewed, Call):
+            if renewed is None:
+                yield from self.attempt(ours)
+            else:
+                ours.give_up(renewed)
+                yield from self.send_local_response()
+            return
+        call = renewed
         self.context.server = self.flow.server_conn = self.heard = connection
-        self._reused = command.server is None and connection.alpn != b"h2"
+        self._reused = command.server is None
         self.server_state = self.state_wait_for_response_headers
         yield from self._send_request(ours, call)
         ours.mirror()
+        self.await_first_byte(ours)
+
+    def await_first_byte(self, ours: RoutedRequest) -> None:
+        """Bound how long the provider takes to begin its answer, from now on."""
         limit = ours.limits().first_byte
         if limit is not None:
-            yield from self._wake_up(limit, self._first_byte_timeout)
+            self._wake_up(limit, self._first_byte_timeout)
 
     def _connection_for(self, call: Call) -> GetProviderConnection:
         outgoing = call.outgoing
@@ -143,6 +185,11 @@ class AttemptingStream(HttpStream):
             return _connect_failure(command, failure)
         if (yield from self.check_killed(True)):
             return None
+        renewed = ours.renew_call()
+        assert renewed  # there is one attempt
+        if isinstance(renewed, RequestError):
+            return renewed
+        call = renewed
         self.context.server = self.flow.server_conn = self.heard = connection
         head = RequestHeaders(self.stream_id, self._wire_request(ours, call), end_stream=False)
         yield SendHttp(head, connection)
@@ -159,8 +206,7 @@ class AttemptingStream(HttpStream):
     ) -> layer.CommandGenerator[None]:
         """Go on with the next attempt, or tell the client."""
         self.heard = None
-        self._held, self._shaper = None, None
-        self._opening.clear()
+        self.stop()
         self.response_body_buf.clear()
         pause = ours.failed(kind, reason, retry_after=wait)
         if pause is None:
@@ -168,7 +214,7 @@ class AttemptingStream(HttpStream):
             yield from self.send_local_response()
         elif pause:
             self.server_state = self.state_between_attempts
-            yield from self._wake_up(pause, self.attempt)
+            self._wake_up(pause, self.attempt)
         else:
             yield from self.attempt(ours)
 
@@ -185,23 +231,35 @@ class AttemptingStream(HttpStream):
     @property
     def upstream_open(self) -> bool:
         """Whether a provider's connection is at this request's disposal."""
-        parent = self.context.layers[self.context.layers.index(self) - 1]
-        assert isinstance(parent, HttpLayer)
         server = self.context.server
-        return isinstance(server, ProviderConnection) and server in parent.connections
+        return isinstance(server, ProviderConnection) and server in self.parent.connections
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits for a connection, or for a hook, and keeps what comes meanwhile."""
+        return self._paused is not None
 
     # --- time -------------------------------------------------------------------------------------
 
-    def _wake_up(self, seconds: float, action: _Action) -> layer.CommandGenerator[None]:
-        command = commands.RequestWakeup(seconds)
-        self._timers[command] = (self.ours.call if self.ours else None, action)
-        yield command
+    def _wake_up(self, seconds: float, action: _Action) -> None:
+        at = time.monotonic() + seconds
+        self._timers.append((at, self.ours.call if self.ours else None, action))
+        self.parent.wake_up(at)
 
-    def wakeup(self, event: events.Wakeup) -> layer.CommandGenerator[None]:
-        """Do what was put off, unless the attempt that it was for is over."""
-        call, action = self._timers.pop(event.command)
-        if self.ours and self.ours.call is call and self.ours.exchange.ended is None:
-            yield from action(self.ours)
+    @property
+    def deadline(self) -> float:
+        """When it wants to be woken up, in seconds of `time.monotonic`; infinite: not at all."""
+        over = self.ours is None or self.ours.exchange.ended is not None or self.child_layer
+        return math.inf if over else min((at for at, _, _ in self._timers), default=math.inf)
+
+    def ring(self) -> layer.CommandGenerator[None]:
+        """Do what was put off until now, unless the attempt that it was for is over."""
+        now, timers = time.monotonic(), self._timers
+        self._timers = [timer for timer in timers if timer[0] > now]
+        for at, call, action in timers:
+            ours = self.ours
+            if at <= now and ours and ours.call is call and ours.exchange.ended is None:
+                yield from action(ours)
 
     def _first_byte_timeout(self, ours: RoutedRequest) -> layer.CommandGenerator[None]:
         if self.answering or self.server_state == self.state_between_attempts:
@@ -219,14 +277,17 @@ class AttemptingStream(HttpStream):
         if limit is None or not (shaping or self.server_state == self.state_stream_response_body):
             return
         left = limit - (time.perf_counter() - ours.last_chunk)
+        if left <= 0 and self.parent.is_answer_stuck(self.stream_id):
+            left = limit  # it is the client that is slow, and the provider waits for it
         if left > 0:
-            yield from self._wake_up(left, self._watch_idle)
+            self._wake_up(left, self._watch_idle)
             return
         yield from self.cancel_upstream()
         error = IdleTimeoutError("The provider stopped in the middle of its answer.")
         if shaping:
             yield from self._failed(ours, "first-byte-timeout", error, "no chunk in time")
             return
+        ours.failed("first-byte-timeout", error.code)
         ours.close(source="partial", flag=error.flag, error=error.code)
         ending = ours.error_event(error)
         if ending:
@@ -262,7 +323,7 @@ class AttemptingStream(HttpStream):
         elif ours.may_retry(condition(event.response.status_code)):
             self._held = event
             self.server_state = self.state_drain
-            yield from self._wake_up(_DRAIN_SECONDS, self._drain_late)
+            self._wake_up(_DRAIN_SECONDS, self._drain_late)
         else:
             yield from self._take_answer(ours, event)
 
@@ -455,18 +516,25 @@ class AttemptingStream(HttpStream):
     ) -> layer.CommandGenerator[None]:
         """Go on after a provider that has broken off; mitmproxy's message may quote its bytes."""
         error = _provider_failure(event)
-        if self._reused and ours.may_repeat() and isinstance(error, UpstreamResetError):
+        if self.server_state == self.state_drain:
+            # It has refused, and broken off in its words: what counts is that it has refused.
+            yield from self._drained(ours, whole=False)
+            return
+        unprocessed = isinstance(event, UnprocessedError)
+        stale = self._reused and isinstance(error, UpstreamResetError)
+        if (unprocessed or stale) and ours.may_repeat() and not self._repeated:
             # Idle connections are closed by their providers, at times just as one is used again:
             # where the plan has no other attempt, the same one is made on a new connection.
             assert ours.call
-            ours.call.attempt.end(time.perf_counter(), error="stale connection")
+            reason = "not begun with" if unprocessed else "stale connection"
+            ours.call.attempt.end(time.perf_counter(), error=reason)
             yield from self.attempt(ours, again=True)
         elif not self.answering:
             yield from self._failed(ours, "reset", error, error.code)
         else:
             if ours.call and ours.call.target:
                 ours.failed("reset", error.code)
-            ours.close(source="partial", flag=error.flag, error=str(error))
+            ours.close(source="partial", flag=error.flag, error=error.code)
             yield from super().handle_protocol_error(
                 ResponseProtocolError(self.stream_id, str(error), event.code)
             )
@@ -501,6 +569,6 @@ _CLOSED = ("closed connection", "connection closed", "stream reset")
 
 
 def _provider_failure(event: ResponseProtocolError) -> UpstreamError:
-    if any(words in event.message for words in _CLOSED):
+    if isinstance(event, UnprocessedError) or any(words in event.message for words in _CLOSED):
         return UpstreamResetError("The provider closed the connection before its answer was whole.")
     return UpstreamProtocolError("The provider's answer could not be understood.")

@@ -20,6 +20,7 @@ from pointsman.explaining import Explanation, TargetStep, explain
 from pointsman.proxy.replays import replay_via
 from pointsman.proxy.router import Router
 from pointsman.proxy.saved_flows import request_of
+from pointsman.routing.planning import state_of
 
 type Rows = list[list[str]]
 
@@ -78,7 +79,7 @@ class Commands:
         health, now = self._router.health, time.monotonic()
 
         def extra(target: Target) -> dict[str, Any]:
-            return {"state": health.state(target, now)}
+            return {"state": state_of(target, health, now)}
 
         rows = [["host", "rule", "matches", "provider", "weight", "model", "state"]]
         for route in show_table(self._router.table, extra):

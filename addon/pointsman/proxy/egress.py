@@ -5,6 +5,7 @@ With `llm_unknown=deny` keys can't be used around the rules: a request that can 
 decrypted for that, so its server name and the name that it was opened by are all that is seen.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from typing import TypedDict
@@ -19,7 +20,7 @@ from mitmproxy.proxy.layers import TCPLayer
 
 from pointsman.config.hosts import Hosts, known_llm_hosts, parse_hosts
 from pointsman.config.resources import normalise_host
-from pointsman.errors import RequestError
+from pointsman.errors import MalformedRequestError, RequestError
 from pointsman.proxy.claiming import connection_names, not_allowed
 from pointsman.proxy.refusing import refusal_of
 from pointsman.proxy.router import Router
@@ -27,8 +28,13 @@ from pointsman.telemetry.exchange import Exchange
 
 # A fatal alert, access_denied (RFC 8446, 6.2): clients say so, where a bare close puzzles them.
 _ACCESS_DENIED = bytes.fromhex("15 0303 0002 02 31")
+_PROTOCOL_VERSION = bytes.fromhex("15 0303 0002 02 46")
+_DECODE_ERROR = bytes.fromhex("15 0303 0002 02 32")
 # OpenSSL takes no longer one either; mitmproxy would collect 16 MB.
 _LONGEST_CLIENT_HELLO = 128 * 1024
+
+
+_ODD_RECORD = re.compile(rb"\x16\x03[^\x00-\x03]", re.DOTALL)
 
 
 class GuardedHosts(TypedDict):
@@ -72,21 +78,43 @@ class Refused(layer.Layer):
 def refuse_tls(router: Router, context: Context, client_data: bytes) -> Refused | None:
     """Return what closes a connection whose ClientHello, or whose far end, names a denied host.
 
+    A ClientHello without an end is refused whatever it names; so is one that names a host of ours
+    in a record of a version that mitmproxy does not take for TLS, and servers do (RFC 8446, 5.1).
+
     Raises:
         NeedsMoreData: the ClientHello is not complete.
     """
-    tcp = context.client.transport_protocol == "tcp"
-    if not router.table.denied or context.server.address is None or not tcp:
+    if context.client.transport_protocol != "tcp":
         return None
+    odd = _ODD_RECORD.match(client_data) is not None
+    if odd:
+        client_data = client_data[:2] + b"\x01" + client_data[3:]
     try:
         hello = NextLayer._get_client_hello(context, client_data)  # noqa: SLF001 (see test_internals)
     except NeedsMoreData:
         if len(client_data) > _LONGEST_CLIENT_HELLO:
-            return Refused(context, alert=_ACCESS_DENIED)
+            return Refused(context, alert=_DECODE_ERROR)
         raise
-    if hello is None:
+    if hello is None or context.server.address is None:
         return None
-    host = _denied(router, [*([hello.sni] if hello.sni else []), *connection_names(context)])
+    names = [*([hello.sni] if hello.sni else []), *connection_names(context)]
+    return _refuse_odd(router, context, names) if odd else _refuse_denied(router, context, names)
+
+
+def _refuse_odd(router: Router, context: Context, names: Sequence[str]) -> Refused | None:
+    table = router.table
+    host = next((name for name in names if table.lookup(name) or table.refuses(name)), None)
+    if host is None:
+        return None
+    why = "This is no TLS record as RFC 8446 has it, so the connection can't be routed."
+    record_refusal(router, context.client, host, MalformedRequestError(why))
+    return Refused(context, alert=_PROTOCOL_VERSION)
+
+
+def _refuse_denied(router: Router, context: Context, names: Sequence[str]) -> Refused | None:
+    if not router.table.denied:
+        return None
+    host = _denied(router, names)
     if host is None or goes_on(router, context, host, not_allowed(host)):
         return None
     return Refused(context, alert=_ACCESS_DENIED)
@@ -148,6 +176,7 @@ def record_refusal(  # noqa: PLR0913 (what is known of it)
 ) -> None:
     """Log a connection that is refused, or would be but for who only observes."""
     now, peer = time.perf_counter(), client.peername
+    route = router.table.lookup(host)
     exchange = Exchange(
         request_id=client.id,
         host=normalise_host(host),
@@ -157,6 +186,8 @@ def record_refusal(  # noqa: PLR0913 (what is known of it)
         started=now,
         workload=router.workload,
         namespace=router.namespace,
+        route=route.name if route else None,
+        route_host=route.host if route else None,
         status=status,
         error=None if router.observe else error.code,
         ended=now,

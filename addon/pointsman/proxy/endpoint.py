@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ import pointsman
 from pointsman.admin.server import Server, serve
 from pointsman.admin.shown import fingerprint, show_key, show_table
 from pointsman.admin.source import Readiness
+from pointsman.config.faults import Fault, Kind
+from pointsman.config.resources import authority
 from pointsman.config.table import Target
 from pointsman.proxy import tuning
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.router import Router
 from pointsman.proxy.watching import Watching
+from pointsman.routing.planning import best, endpoint_states
 from pointsman.sidecar.handover import admin_port
 from pointsman.telemetry import metrics
 from pointsman.telemetry.live import Cursor
@@ -45,6 +49,11 @@ _SHOWN = (
     "ssl_insecure",
     "ssl_verify_upstream_trusted_ca",
 )
+_WARNINGS: dict[Kind, str] = {
+    "refused": "a change of the rules was refused: see /config",
+    "outdated": "the rules may be out of date: see /config",
+}
+_VERSION_DIGITS = 16
 
 
 class Endpoint:
@@ -54,7 +63,7 @@ class Endpoint:
     """
 
     def __init__(
-        self, router: Router, drain: Drain, faults: Callable[[], Sequence[str]] = lambda: ()
+        self, router: Router, drain: Drain, faults: Callable[[], Sequence[Fault]] = lambda: ()
     ) -> None:
         self._router = router
         self._faults = faults
@@ -63,7 +72,6 @@ class Endpoint:
         self._servers: list[Server] = []
         self._rules: str | None = None
         self._live_since: str | None = None
-        self._refused_at: str | None = None
 
     # --- its life ---------------------------------------------------------------------------------
 
@@ -129,18 +137,13 @@ class Endpoint:
 
     def rules_live(self, where: str) -> None:
         """Note that rules have gone live."""
-        self._rules, self._live_since = where, _now()
-        self._refused_at = None
+        self._rules, self._live_since = where, _time(time.time())
         self._watching.rules_live()
-
-    def rules_refused(self) -> None:
-        """Note that rules were refused just now; `faults` tells why."""
-        self._refused_at = _now()
 
     # --- what it tells ----------------------------------------------------------------------------
 
-    async def readiness(self) -> Readiness:
-        """Tell whether traffic can be served."""
+    async def readiness(self, *, keys: bool = True) -> Readiness:
+        """Tell whether traffic can be served; without `keys`, though keys are missing."""
         table = self._router.table
         reasons = ["draining"] if self._router.draining else list(self._listeners())
         if self._live_since is None:
@@ -152,10 +155,10 @@ class Endpoint:
             warnings.append("no rules: nothing is routed")
         if not self._router.observe:
             missing, others = self._router.keys.look(table)
-            reasons += missing
+            (reasons if keys else warnings).extend(missing)
             warnings += others
-        if self._faults():
-            warnings.append("the last change of the rules was refused: see /config")
+        kinds = {fault.kind for fault in self._faults()}
+        warnings += [warning for kind, warning in _WARNINGS.items() if kind in kinds]
         return Readiness(tuple(reasons), self._router.under_way, tuple(warnings))
 
     def _listeners(self) -> Iterable[str]:
@@ -169,21 +172,32 @@ class Endpoint:
 
     async def config(self) -> dict[str, Any]:
         """Return the live table and how it came about."""
-        table, faults = self._router.table, list(self._faults())
+        table, faults = self._router.table, self._faults()
         return {
             "version": pointsman.__version__,
             "rules": self._rules,
             "liveSince": self._live_since,
             "fingerprint": fingerprint(table),
-            "refused": {"at": self._refused_at, "problems": faults} if faults else None,
+            "refused": _told(faults, "refused"),
+            "outdated": _told(faults, "outdated"),
             "options": _options(),
             "routes": show_table(table, self._now_of),
         }
 
     def _now_of(self, target: Target) -> dict[str, Any]:
         key = show_key(target.config.credential if target.config else None)
-        state = self._router.health.state(target, time.monotonic())
-        return {"state": "no key" if "keyProblem" in key else state, **key}
+        states = endpoint_states(target, self._router.health, time.monotonic())
+        found = {"state": "no key" if "keyProblem" in key else best(s for _, s in states), **key}
+        if target.endpoints is None:
+            return found
+        if not states:
+            return {**found, "state": "no endpoint"}
+        shown = [
+            {"address": authority(*one.address), "state": state}
+            for one, state in states
+            if one.address
+        ]
+        return {**found, "endpoints": shown}
 
     async def metrics(self) -> bytes:
         """Return the metrics of this process."""
@@ -191,8 +205,9 @@ class Endpoint:
 
     async def live(self, after: Cursor | None = None) -> dict[str, Any]:
         """Return the snapshot for the page."""
-        rules = f"{self._live_since}, refused {self._refused_at}"
-        return {**self._watching.snapshot(after), "config_versions": [rules]}
+        faults = sha256(repr(self._faults()).encode()).hexdigest()[:_VERSION_DIGITS]
+        version = f"{self._live_since}, faults {faults}"
+        return {**self._watching.snapshot(after), "config_versions": [version]}
 
     async def drain(self, *, soft: bool = False) -> None:
         """Begin to drain."""
@@ -223,5 +238,14 @@ def _same_port(server: Server, port: int) -> bool:
     return not server.health_only and server.address.rpartition(":")[2] == str(port)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _told(faults: Iterable[Fault], kind: Kind) -> dict[str, Any] | None:
+    """Return the faults of a kind, and since when there are some."""
+    found = [fault for fault in faults if fault.kind == kind]
+    if not found:
+        return None
+    since = min(fault.since for fault in found)
+    return {"since": _time(since), "problems": [fault.text for fault in found]}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -65,7 +65,8 @@ class Exporting:
         except ImportError as error:
             self._stop()
             raise exceptions.OptionsError(
-                f"llm_otel needs more packages ({error.name}): pip install 'pointsman[otel]'"
+                f"llm_otel needs more packages ({error.name}): pip install opentelemetry-sdk"
+                " opentelemetry-exporter-otlp-proto-http"
             ) from None
         except (OSError, RuntimeError, ValueError) as error:
             self._stop()

@@ -1,4 +1,4 @@
-"""HTTP/1 with trailers, on which mitmproxy's own fails.
+"""HTTP/1 with bounded heads, and with trailers, on which mitmproxy's own fails.
 
 What is not ours passes with them. What is ours passes without, as a proxy may drop them (RFC 9110,
 6.5.1): the stream drops the client's (`streams.Stream`), `ProviderClient` the provider's.
@@ -7,10 +7,12 @@ These are not public interfaces of mitmproxy; `tests/proxy/test_internals.py` fa
 leaned on here change shape.
 """
 
+import logging
 import re
 from typing import Any
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
@@ -18,25 +20,49 @@ from mitmproxy.proxy.layers import http as http_layer
 from mitmproxy.proxy.layers.http import _http1
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
     HttpEvent,
     RequestEndOfMessage,
     RequestTrailers,
     ResponseEndOfMessage,
+    ResponseProtocolError,
     ResponseTrailers,
 )
 
 # 101 is no interim answer: it ends HTTP.
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _LAST_CHUNK = b"0\r\n"
 # Of a chunk's head, or of all trailers: bytes that wait for their end.
 _LONGEST_LINES = 64 * 1024
+# Far more than any server takes; mitmproxy would collect one without an end.
+LONGEST_HEAD = 256 * 1024
+_HEADER_FIELDS_TOO_LARGE = 431
 
 
-class _Trailing(_http1.Http1Connection):
-    """Reads trailers, and writes them after the last chunk."""
+class _Http1(_http1.Http1Connection):
+    """Takes no head without an end; reads trailers, and writes them after the last chunk."""
 
     drops_trailers = False
     _to_write: http.Headers | None = None
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Read a head."""
+        yield from super().read_headers(event)
+        if self.state == self.read_headers and len(self.buf) > LONGEST_HEAD:
+            self.state = self.done
+            self.buf = ReceiveBuffer()
+            yield from self.refuse_head()
+            yield commands.CloseConnection(self.conn)
+
+    def done(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Keep nothing of what comes after the end."""
+        self.buf = ReceiveBuffer()
+        yield from super().done(event)
+
+    def refuse_head(self) -> layer.CommandGenerator[None]:
+        """Tell of a head that is too long."""
+        raise NotImplementedError
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Tell of the trailers before the end."""
@@ -87,24 +113,48 @@ class _Reader:
         return self._read.read_eof()
 
 
-class Server(_Trailing, _http1.Http1Server):
+class Server(_Http1, _http1.Http1Server):
     """The server's end of a client's connection."""
 
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Skip empty lines before a request (RFC 9112, 2.2); after them mitmproxy waits."""
+        while self.buf and (empty := _EMPTY_LINES.match(bytes(self.buf))):
+            self.buf.maybe_extract_at_most(empty.end())
+        yield from super().read_headers(event)
 
-class Client(_Trailing, _http1.Http1Client):
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has sent enough of its next request while one is under way."""
+        return self.state == self.wait and len(self.buf) > LONGEST_HEAD
+
+    def refuse_head(self) -> layer.CommandGenerator[None]:
+        """Tell the client, and the log: whose request it would have been is not known."""
+        what = f"a request's head is longer than {LONGEST_HEAD} bytes; closing the connection"
+        yield commands.Log(what, logging.WARNING)
+        refusal = _http1.make_error_response(_HEADER_FIELDS_TOO_LARGE, "The head is too long.")
+        yield commands.SendData(self.conn, refusal)
+
+
+class Client(_Http1, _http1.Http1Client):
     """The client's end of a connection to what is not ours."""
 
-
-class ProviderClient(Client):
-    """The client's end of a provider's connection; mitmproxy takes 1xx for the answer."""
-
-    drops_trailers = True
-
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """Skip interim answers (RFC 9110, 15.2): they are the provider's word to us."""
+        """Skip interim answers (RFC 9110, 15.2), which mitmproxy takes for the answer."""
         while self.request and (interim := _INTERIM.match(bytes(self.buf))):
             self.buf.maybe_extract_at_most(interim.end())
         yield from super().read_headers(event)
+
+    def refuse_head(self) -> layer.CommandGenerator[None]:
+        """End the request that this was to answer."""
+        assert self.stream_id is not None
+        code = ErrorCode.GENERIC_SERVER_ERROR
+        yield ReceiveHttp(ResponseProtocolError(self.stream_id, "the head is too long", code))
+
+
+class ProviderClient(Client):
+    """The client's end of a provider's connection."""
+
+    drops_trailers = True
 
 
 def is_http1(context: Context) -> bool:

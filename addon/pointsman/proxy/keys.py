@@ -1,14 +1,17 @@
 """Which targets have no key now. It imports no mitmproxy.
 
-A key file may vanish while the proxy runs. Its targets are not called until it is back. That is
-told in the log once, and again when the reason is another, with the path and the mend; the clients
-and the readiness get the provider's name alone.
+A key file may be missing at the start, or vanish later. Its targets are not called until it is
+there. That is told in the log once, and again when the reason is another, with the path and the
+mend; the clients and the readiness get the provider's name alone.
+
+A key of rules from the cluster that was never here may be another proxy's: those rules have many
+owners, and no one's provider may make all proxies unready.
 """
 
 import logging
 from collections.abc import Sequence
 
-from pointsman.config.credentials import Credential, CredentialError
+from pointsman.config.credentials import Awaited, Credential, CredentialError, KeyFile
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import KeyMissingError
 
@@ -43,20 +46,25 @@ class Keys:
         credential = _credential(target)
         if credential is not None and self._missing.get(credential) != str(error):
             self._missing[credential] = str(error)
-            logger.error(
-                "the provider %s is not called until its key is back: %s", target.provider, error
+            expected = _is_expected(target)
+            logger.log(
+                logging.ERROR if expected else logging.WARNING,
+                "the provider %s is not called until its key is %s: %s",
+                target.provider,
+                "back" if expected else "there",
+                error,
             )
 
     def forget(self) -> None:
-        """Start anew: the rules have been loaded, which needs all the keys."""
+        """Start anew: other rules are live."""
         self._missing.clear()
 
     def look(self, table: RoutingTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return why requests can't be served, and what else is amiss, in words without paths.
 
-        A missing key is a reason where a rule has no other provider left. The route that a provider
-        has by itself counts only where no written route leads to that provider. A rule that only
-        observes needs no key.
+        A key that has gone is a reason where a rule has no other provider left. The route that a
+        provider has by itself counts only where no written route leads to that provider. A rule
+        that only observes needs no key.
         """
         every = list(table.rules())
         rules = [(route, rule) for route, rule in every if not rule.observe]
@@ -65,12 +73,13 @@ class Keys:
         missing: dict[str, bool] = {}  # by provider, whether a reason tells of it
         for route, rule in rules:
             targets = [target for target in rule.targets if target.weight > 0]
-            gone = [target.provider for target in targets if not self.available(target)]
+            keyless = [target for target in targets if not self.available(target)]
             own = route.name is None and all(target.provider in written for target in targets)
-            dead = bool(gone) and len(gone) == len(targets) and not own
+            dead = len(keyless) == len(targets) and not own and any(map(_is_expected, keyless))
+            names = [target.provider for target in keyless]
             if dead:
-                reasons[f"{_no_key(gone)}; {_place(route, rule)} has no other"] = None
-            for name in gone:
+                reasons[f"{_no_key(names)}; {_place(route, rule)} has no other"] = None
+            for name in names:
                 missing[name] = dead or missing.get(name, False)
         others = tuple(_no_key([name]) for name, told in missing.items() if not told)
         return tuple(reasons), others
@@ -91,6 +100,14 @@ def no_key(rule: str, providers: Sequence[str]) -> KeyMissingError:
 
 def _credential(target: Target) -> Credential | None:
     return target.config.credential if target.config else None
+
+
+def _is_expected(target: Target) -> bool:
+    """Tell whether a key should be here, and not be another proxy's alone."""
+    credential = _credential(target)
+    if isinstance(credential, KeyFile):
+        return credential.is_expected
+    return not isinstance(credential, Awaited)
 
 
 def _no_key(providers: Sequence[str]) -> str:

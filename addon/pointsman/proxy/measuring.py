@@ -1,4 +1,7 @@
-"""The metrics of one instance: its router feeds them while they are on."""
+"""The metrics of one instance: its router feeds them while they are on.
+
+What is read of a router for them is what the page shows, too.
+"""
 
 import asyncio
 import logging
@@ -6,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from pointsman.config.resources import normalise_host
-from pointsman.config.table import RoutingTable, Rule, Target
+from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.proxy.router import Router
-from pointsman.routing.planning import split
+from pointsman.routing.planning import best, endpoint_states, split
 from pointsman.telemetry.exposition import shared
 from pointsman.telemetry.metrics import Metrics
+from pointsman.telemetry.naming import name_of_rule
 from pointsman.telemetry.reading import Reading, RulesReading, TargetReading
 
 logger = logging.getLogger(__name__)
@@ -95,14 +99,27 @@ def read(router: Router) -> Reading:
         requests=len(under_way),
         streams=sum(request.streaming for request in under_way),
         targets=tuple(
-            TargetReading(
-                route.name, rule.name, target.provider, share, router.health.state(target, now)
-            )
+            reading
             for route, rule in router.table.rules()
-            for target, share in split(rule.targets)
-            if target.weight  # others are never called: their state would say nothing
+            for reading in _read_targets(router, route, rule, now)
         ),
+        mirrors_dropped=dict(router.mirrors.dropped),
     )
+
+
+def _read_targets(router: Router, route: Route, rule: Rule, now: float) -> Iterator[TargetReading]:
+    for target, share in split(rule.targets):
+        states = [state for _, state in endpoint_states(target, router.health, now)]
+        yield TargetReading(
+            **name_of_rule(route, rule)._asdict(),
+            provider=target.provider,
+            weight=target.weight,
+            priority=target.priority,
+            share=share,
+            state=best(states),
+            endpoints=None if target.endpoints is None else len(states),
+            ejected_endpoints=states.count("ejected"),
+        )
 
 
 def read_rules(table: RoutingTable) -> RulesReading:
@@ -110,7 +127,7 @@ def read_rules(table: RoutingTable) -> RulesReading:
     rules = list(table.rules())
     targets = [target for _, rule in rules for target in _targets(rule)]
     return RulesReading(
-        rules=frozenset((route.name, rule.name) for route, rule in rules),
+        rules=frozenset(name_of_rule(route, rule) for route, rule in rules),
         providers={normalise_host(target.host): target.provider for target in targets},
         models=frozenset(model for target in targets for model in _models(target)),
     )

@@ -1,12 +1,24 @@
-"""The options that the addon adds to mitmproxy's: name, type, default, help."""
+"""The options that the addon adds to mitmproxy's: name, type, default, help; what values mean."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
+
+from pointsman.config.credentials import KEY_FOLDER, KEY_VARIABLES, Allowed
+from pointsman.config.resources import parse_duration
+from pointsman.proxy.bodies import share_of_memory
+from pointsman.sidecar import handover
 
 DEFAULT_RULES = "rules"
 DEFAULT_ADMIN = "127.0.0.1:15020"
+
+_SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kmg]?)\Z", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     (
@@ -43,6 +55,15 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         (
             "The largest request body that is read, in bytes or with k, m, g. Larger ones pass"
             " unread where they need no rewriting, and get 413 elsewhere."
+        ),
+    ),
+    (
+        "llm_body_memory",
+        str,
+        "auto",
+        (
+            "How many bytes the request bodies of all requests may hold together, in bytes or with"
+            " k, m, g; past it requests get 503. auto: a sixth of the memory."
         ),
     ),
     (
@@ -118,6 +139,24 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         ),
     ),
     (
+        "llm_key_dirs",
+        Sequence[str],
+        [str(KEY_FOLDER)],
+        (
+            "The folders below which objects of a cluster may name key files; files of rules may"
+            " name any."
+        ),
+    ),
+    (
+        "llm_key_variables",
+        Sequence[str],
+        [KEY_VARIABLES],
+        (
+            "The environment variables that objects of a cluster may name, with * for any part;"
+            " files of rules may name any."
+        ),
+    ),
+    (
         "llm_kubernetes",
         bool,
         False,
@@ -142,3 +181,65 @@ def declare(loader: Loader) -> None:
     """Add them."""
     for name, kind, default, meaning in _OPTIONS:
         loader.add_option(name, kind, default, meaning)
+
+
+def parse_size(name: str, text: str) -> int:
+    """Return a number of bytes from `1048576`, `512k`, `32m` or `1g`.
+
+    Raises:
+        OptionsError: it is none of these; `name` is the option's.
+    """
+    match = _SIZE.match(text.strip())
+    if not match or not int(match["number"]):
+        raise exceptions.OptionsError(
+            f"{name}: {text!r} is not a size; write bytes, or a number with k, m or g"
+        )
+    return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def body_memory(text: str) -> int:
+    """Return how many bytes the bodies of all requests may hold.
+
+    Raises:
+        OptionsError: it is neither `auto` nor a size.
+    """
+    if text.strip() == "auto":
+        return share_of_memory(handover.workers())
+    return parse_size("llm_body_memory", text)
+
+
+def allowed_keys(folders: Sequence[str], variables: Sequence[str]) -> Allowed:
+    """Return where objects of a cluster may take keys from; commas may part what is given.
+
+    Raises:
+        OptionsError: a folder has no absolute path.
+    """
+    paths = tuple(map(Path, _parts(folders)))
+    for path in paths:
+        if not path.is_absolute():
+            raise exceptions.OptionsError(
+                f"llm_key_dirs: {str(path)!r} is no absolute path; write such as {KEY_FOLDER}"
+            )
+    return Allowed(paths, tuple(_parts(variables)))
+
+
+def _parts(texts: Sequence[str]) -> Iterator[str]:
+    return (part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def drain_timeout(text: str) -> float:
+    """Return the seconds of a duration.
+
+    Raises:
+        OptionsError: it is none.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise exceptions.OptionsError(f"llm_drain_timeout: {error}") from None
+
+
+def workload_name(labels: dict[str, str]) -> str | None:
+    """Return what the access log calls this workload."""
+    named: Any = os.environ.get("WORKLOAD_NAME")
+    return named or labels.get("app.kubernetes.io/name") or labels.get("app")

@@ -31,8 +31,13 @@ def leave_encrypted(table: RoutingTable, hello: ClientHelloData) -> bool:
     """Tell whether a TLS connection goes on undecrypted: none of its names is ours."""
     if hello.context.server.address is None:
         return False  # TLS to the proxy itself
-    names = [hello.client_hello.sni, *connection_names(hello.context)]
-    return not any(table.lookup(name) for name in names)
+    return not any(table.lookup(name) for name in names_of(hello))
+
+
+def names_of(hello: ClientHelloData) -> list[str]:
+    """Return the names that a TLS connection goes by."""
+    sni = hello.client_hello.sni
+    return [*([sni] if sni else []), *connection_names(hello.context)]
 
 
 def await_more(context: Context, client_data: bytes, server_data: bytes) -> None:

@@ -59,6 +59,7 @@ VIA = "llm_via"  # the provider that a person wants a replayed flow to go throug
 _PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
 OWN_KEYS_OF = "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
+KEY_SECONDS = 1.0  # for so long a key that was read is used
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
 _SWITCHING_PROTOCOLS = 101
@@ -122,6 +123,7 @@ class RoutedRequest:
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
         self._mirrored = False
+        self._answering = False  # the attempt's answer has begun well
         self._occupied: tuple[Endpoints, Address] | None = None
         self._encoding = ""
         self._last_answer: http.Response | None = None
@@ -310,10 +312,9 @@ class RoutedRequest:
             except CredentialError as error:
                 # Gone since the plan was made.
                 assert target
-                assert self.decision
-                self._router.keys.tell(target, error)
-                if not self.attempts_left():
-                    return no_key(self.decision.rule.name, [target.provider])
+                again = False
+                if gone := self._without_key(target, error):
+                    return gone
                 attempt = Attempt(target.provider, target.host, started)
                 attempt.end(started, error="no key")
                 self.exchange.attempts.append(attempt)
@@ -322,6 +323,39 @@ class RoutedRequest:
                 return InternalError("Pointsman failed to handle this request.")
             finally:
                 self.exchange.overhead += time.perf_counter() - started
+
+    def _without_key(self, target: Target, error: CredentialError) -> RequestError | None:
+        """Tell of a key that has gone; return what the client is told where no attempt is left."""
+        assert self.decision
+        self._router.keys.tell(target, error)
+        if self.attempts_left():
+            return None
+        return no_key(self.decision.rule.name, [target.provider])
+
+    def renew_call(self) -> Call | RequestError | None:
+        """Return the call to be sent now that there is a connection, with the key of now.
+
+        Connecting may take longer than a key lives. None: it has gone, and another attempt is left.
+        """
+        call = self.call
+        assert call
+        now = time.perf_counter()
+        if call.target is None or now - call.attempt.started < KEY_SECONDS:
+            return call
+        asked_usage = call.outgoing.asked_usage
+        try:
+            new = rewrite(call.target, self.client_request(), inject_usage=asked_usage)
+        except CredentialError as error:
+            call.attempt.end(now, error="no key")
+            return self._without_key(call.target, error)
+        traced = {
+            text(name): text(value)
+            for name, value in call.outgoing.headers
+            if name.lower() in {b"traceparent", b"tracestate"}
+        }
+        new = replace(new, headers=with_trace(new.headers, traced))
+        self.call = replace(call, outgoing=new)
+        return self.call
 
     def _next_target(self) -> Target | None:
         """Return the target of the next attempt; None where the request is only observed."""
@@ -339,7 +373,6 @@ class RoutedRequest:
             outgoing = rewrite(target, request, inject_usage=inject)
             exchange.provider, exchange.provider_host = target.provider, target.host
             self._router.health.begin(target, time.monotonic())
-        self._occupy(target)
         exchange.request_model = name_of(outgoing.model)
         exchange.stream = outgoing.stream
         # The query may carry a client's key.
@@ -358,6 +391,7 @@ class RoutedRequest:
             port=outgoing.port,
         )
         exchange.attempts.append(attempt)
+        self._occupy(target)
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin(exchange, attempt))
         self.call = Call(target, outgoing, attempt)
         if self._showing is not None and self._showing.full:
@@ -462,6 +496,7 @@ class RoutedRequest:
         if target is None or decision is None:
             return None
         now, plan = time.monotonic(), decision.plan
+        self._answering = False
         self._router.health.failed(target, now, retry_after)
         self._not_before[(self._made - 1) % len(plan.order)] = now + (retry_after or 0.0)
         if not self.may_retry(condition):
@@ -483,7 +518,8 @@ class RoutedRequest:
             return
         now = time.monotonic()
         if condition(status) is None:
-            self._router.health.succeeded(self.call.target, now)
+            self._router.health.answering(self.call.target, now)
+            self._answering = True
         else:
             self._router.health.failed(self.call.target, now, wait)
 
@@ -602,8 +638,14 @@ class RoutedRequest:
         return Shaper(self.call.outgoing, self._encoding)
 
     def error_event(self, error: RequestError) -> bytes | None:
-        """Return the event that ends a stream which has begun; None where the answer is none."""
+        """Return the event that ends a stream which has begun; None where there is no place for it.
+
+        Within a length that was announced, or among compressed bytes, it would not be read as one.
+        """
+        assert self.flow.response
         if self.answer is None or not self.answer.event_stream:
+            return None
+        if "content-length" in self.flow.response.headers or self._encoding not in {"", "identity"}:
             return None
         data = error_body(error, self._api.name if self._api else None)
         named = b"event: error\n" if self._api and self._api.name.startswith("anthropic") else b""
@@ -724,8 +766,7 @@ class RoutedRequest:
             exchange.status = self.flow.response.status_code
         if self.call is not None:
             self.call.attempt.end(now, error=error)
-            if self.call.target is not None and source == "partial":
-                self._router.health.abandoned(self.call.target, time.monotonic())
+            self._judge(self.call.target, whole=source == "response")
         elif self.decision is not None and not self.decision.observe:
             # Answered without a call: the probe that it may have been is free again.
             self._router.health.abandoned(self.decision.target, time.monotonic())
@@ -743,6 +784,39 @@ class RoutedRequest:
             except Exception as fault:  # noqa: BLE001
                 log_fault(logger, "a request could not be accounted for in full", fault)
         self._router.closed(self._client, self)
+        self._release()
+
+    def _release(self) -> None:
+        """Keep nothing large: who still refers to this may do so for long."""
+        self.forget_body()
+        self._last_answer = None
+        self.kept = bytearray()
+
+    def forget_body(self) -> None:
+        """Keep no body of the request: it will not be sent again."""
+        self._body, self._decided_on = None, ()
+        if self.call is not None and self.call.outgoing.body:
+            self.call = replace(self.call, outgoing=replace(self.call.outgoing, body=b""))
+
+    @property
+    def decompressed(self) -> int:
+        """How many bytes are held besides the body as it came."""
+        return self._body.decompressed if self._body else 0
+
+    @property
+    def captures(self) -> bool:
+        """Whether the request's body is needed when the exchange ends, for its span."""
+        return self._said is not None
+
+    def _judge(self, target: Target | None, *, whole: bool) -> None:
+        """Tell the target's health how an answer that began well has ended."""
+        if target is None:
+            return
+        now = time.monotonic()
+        if whole and self._answering:
+            self._router.health.succeeded(target, now)
+        elif not whole:
+            self._router.health.abandoned(target, now)
 
     def _emit(self, ended: float) -> None:
         self.exchange.overhead += time.perf_counter() - ended

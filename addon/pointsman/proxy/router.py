@@ -12,10 +12,12 @@ from typing import Protocol
 from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
+from pointsman.proxy.bodies import Bodies
 from pointsman.proxy.faults import log_fault
 from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.proxy.own_keys import OwnKeys
+from pointsman.proxy.reading import Reading
 from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
@@ -100,6 +102,8 @@ class Router:
         self.health = Health()
         self.keys = Keys()
         self.mirrors = Mirrors()
+        self.reading = Reading()
+        self.bodies = Bodies()
         self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
         self._usage_accepted: set[str] = set()
@@ -198,6 +202,8 @@ class Router:
             return None
         decision = self.decide(route, request)
         if patches_body(decision.target, request) and not decision.observe:
+            # The probe that it may have been is free again.
+            self.health.abandoned(decision.target, time.monotonic())
             return None
         return decision
 

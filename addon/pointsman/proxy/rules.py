@@ -8,23 +8,35 @@ goes live by one assignment. What can't be used leaves the last good rules live.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from watchfiles import awatch
 
-from pointsman.config.loading import Instance, Loaded, LoadError, Problem, fingerprint, load
+from pointsman.config.faults import Fault, noted
+from pointsman.config.loading import (
+    Instance,
+    Later,
+    Loaded,
+    LoadError,
+    Problem,
+    fingerprint,
+    load,
+    load_kept,
+)
+from pointsman.config.resources import NAMESPACE_PATTERN
 from pointsman.kubernetes.backends import ClusterBackends
 from pointsman.kubernetes.rules import ClusterRules
-from pointsman.locations import default_rules
-from pointsman.proxy.options import DEFAULT_RULES
+from pointsman.locations import rules_path
+from pointsman.proxy.kept_files import KeptFiles
 
 logger = logging.getLogger(__name__)
 
 CLUSTER = "kubernetes:"
 _COPY = "pointsman-rules.json"
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+_NAMESPACE = re.compile(rf"{NAMESPACE_PATTERN}\Z")
 # Some file systems tell of no changes (network mounts), and a swapped symlink above the directory
 # is told to no one who watches below: a look at the files each second finds both.
 _LOOK_EVERY_MS = 1000
@@ -55,7 +67,7 @@ class Rules(Protocol):
         """Tell that a backend in the cluster has come or gone."""
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """Why what is live may not be what the rules say; empty where it is."""
 
 
@@ -88,27 +100,21 @@ def rules_of(
         )
     if writes_status:
         raise ValueError("llm_status: files have no status; set llm_rules=kubernetes: or remove it")
-    return FileRules(rules_path(option), instance)
-
-
-def rules_path(option: str) -> Path:
-    """Return where the files are. The default also stands beside the addon, or in the package."""
-    path = Path(option).expanduser()
-    if option != DEFAULT_RULES or path.exists():
-        return path
-    try:
-        return default_rules()
-    except FileNotFoundError:
-        return path
+    path = rules_path(Path(option).expanduser())
+    return FileRules(path, instance, KeptFiles.of_this_run(str(path)))
 
 
 class FileRules:
-    """The manifests of a file or a folder."""
+    """The manifests of a file or a folder.
 
-    def __init__(self, path: Path, instance: Instance) -> None:
-        self.faults: tuple[str, ...] = ()
+    `kept` has those that were last good, which are used where a start finds bad ones.
+    """
+
+    def __init__(self, path: Path, instance: Instance, kept: KeptFiles | None = None) -> None:
+        self.faults: tuple[Fault, ...] = ()
         self._path = path
         self._instance = instance
+        self._kept = kept or KeptFiles(None, str(path))
         self._seen: object = None
         self._has_some = False
 
@@ -116,12 +122,30 @@ class FileRules:
         return str(self._path)
 
     def load(self) -> Loaded:
-        """Return the rules as they are. Raises LoadError."""
+        """Return the rules as they are, or those that were last good. Raises LoadError."""
         # Before they are read: what changes while they are is found by the watch.
         self._seen = fingerprint(self._path)
-        loaded = load(self._path, instance=self._instance)
-        self._has_some = _has_some(loaded)
+        before = self._last_good()
+        self._has_some = before is not None and _has_some(before)
+        try:
+            loaded = self._load_again()
+        except LoadError as error:
+            if before is None:
+                raise
+            self._note(map(str, error.problems))
+            logger.warning("the rules can't be used, the last good ones are live:\n%s", error)
+            return before
+        self._kept.write(loaded.files)
         return loaded
+
+    def _last_good(self) -> Loaded | None:
+        files = self._kept.read()
+        if files is None:
+            return None
+        try:
+            return load_kept(files, instance=self._instance)
+        except LoadError:
+            return None
 
     async def watch(self, go_live: GoLive, refused: Refused) -> None:
         """Load them again whenever the files change; a bad reload is logged."""
@@ -154,8 +178,11 @@ class FileRules:
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
             yield
 
+    def _read(self) -> Loaded:
+        return load(self._path, instance=self._instance, later=Later.KEY_FILES)
+
     def _load_again(self) -> Loaded:
-        loaded = load(self._path, instance=self._instance)
+        loaded = self._read()
         if self._has_some and not _has_some(loaded):
             # A deploy that is half done, a wrong mount: with no rules, all would pass unrouted.
             raise LoadError([Problem(str(self._path), None, None, None, _NONE_LEFT)])
@@ -167,14 +194,18 @@ class FileRules:
             loaded = await asyncio.to_thread(self._load_again)
             self.faults = ()
             await go_live(loaded)
+            await asyncio.to_thread(self._kept.write, loaded.files)
         except LoadError as error:
-            self.faults = tuple(map(str, error.problems))
+            self._note(map(str, error.problems))
             logger.error("the rules were not reloaded, the last good ones stay:\n%s", error)  # noqa: TRY400
             refused()
         except Exception as error:
-            self.faults = (f"the rules could not be loaded ({type(error).__name__})",)
+            self._note([f"the rules could not be loaded ({type(error).__name__})"])
             logger.exception("the rules were not reloaded, the last good ones stay")
             refused()
+
+    def _note(self, texts: Iterable[str]) -> None:
+        self.faults = noted("refused", texts, self.faults, time.time())
 
 
 def _has_some(loaded: Loaded) -> bool:

@@ -1,7 +1,9 @@
 """`pointsman run`: mitmdump with the addon and the defaults that a sidecar wants."""
 
+import logging
 import sys
 from collections.abc import Sequence
+from typing import override
 
 from mitmproxy.tools.main import mitmdump
 
@@ -15,6 +17,36 @@ _DEFAULTS = {
     # A pod's own address may be a public one, and its callers are in the pod.
     "block_global": "false",
 }
+
+
+# Those whose lines tell that the proxy is there: what is live, and where it listens.
+_TELLING = {
+    "mitmproxy.proxy.mode_servers",
+    "pointsman.proxy.addon",
+    "pointsman.proxy.endpoint",
+}
+_VERBOSITY = ("-q", "--quiet", "-v", "--verbose", "termlog_verbosity=", "--set=termlog_verbosity=")
+
+
+class StartLines(logging.Filter):
+    """Lets through what tells a person at a terminal that the proxy has started."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno == logging.INFO and record.name in _TELLING
+
+
+def tell_of_the_start(arguments: Sequence[str]) -> None:
+    """Write such lines to standard error, unless the user has chosen what is shown.
+
+    Standard output is for the access log, and of mitmproxy's messages for those that matter.
+    """
+    if any(argument.startswith(_VERBOSITY) for argument in arguments):
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(StartLines())
+    handler.setFormatter(logging.Formatter("pointsman: %(message)s"))
+    logging.getLogger().addHandler(handler)
 
 
 def command_line(rules: str | None, arguments: Sequence[str]) -> list[str]:
@@ -31,6 +63,7 @@ def command_line(rules: str | None, arguments: Sequence[str]) -> list[str]:
 def run(rules: str | None, arguments: Sequence[str]) -> int:
     """Run mitmdump until it ends and return its exit status."""
     open_files.raise_limit()
+    tell_of_the_start(arguments)
     try:
         mitmdump(command_line(rules, arguments))
     except SystemExit as stop:

@@ -36,30 +36,37 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHook,
 )
 
-from pointsman.errors import BodyTooLargeError, InternalError, RequestError
-from pointsman.proxy.attempts import AttemptingStream
+from pointsman.errors import (
+    BodyTooLargeError,
+    InternalError,
+    KilledError,
+    OverloadedError,
+    RequestError,
+)
+from pointsman.proxy.attempts import Alarm, AttemptingStream, Parent
 from pointsman.proxy.claiming import claim, is_address, refused
 from pointsman.proxy.egress import refuse_tunnel
 from pointsman.proxy.faults import describe
 from pointsman.proxy.routed import RoutedRequest
-from pointsman.proxy.router import Router
 
 logger = logging.getLogger(__name__)
 
+_OVERLOADED = "Too many large requests are under way; try again."
 _WEB_PORTS = frozenset({80, 443, 8080, 8443})
 
 
 class Stream(AttemptingStream):
     """One request and its answer: the client's half, and the ends."""
 
-    def __init__(self, context: Context, stream_id: int, router: Router) -> None:
-        super().__init__(context, stream_id, router)
+    def __init__(self, context: Context, stream_id: int, parent: Parent) -> None:
+        super().__init__(context, stream_id, parent)
         self._too_large = False
+        self._body_bytes = 0  # bytes of bodies, of those that all requests may hold
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
-            if isinstance(event, events.Wakeup):
-                yield from self.wakeup(event)
+            if isinstance(event, Alarm):
+                yield from self.ring()
             else:
                 yield from super()._handle_event(event)
         except Exception as fault:
@@ -150,6 +157,8 @@ class Stream(AttemptingStream):
             self.request_body_buf += event.data
             if len(self.request_body_buf) > self.router.body_limit:
                 yield from self._over_the_limit(self.ours)
+            elif not self._take_room(len(event.data)):
+                yield from self._refuse_early(self.ours, OverloadedError(_OVERLOADED))
         else:
             yield from self._request_complete(self.ours)
 
@@ -172,7 +181,7 @@ class Stream(AttemptingStream):
             return
         self.client_state = self.state_stream_request_body
         kept = bytes(self.request_body_buf)
-        self.request_body_buf.clear()
+        self._free_body()
         if kept:
             yield from self.state_stream_request_body(RequestData(self.stream_id, kept))
 
@@ -184,6 +193,8 @@ class Stream(AttemptingStream):
             return
         if self.ours and isinstance(event, RequestData):
             self.ours.exchange.request_bytes += len(event.data)
+        if self.ours and isinstance(event, RequestEndOfMessage):
+            self.await_first_byte(self.ours)
         yield from super().state_stream_request_body(event)
 
     def _refuse_early(
@@ -209,6 +220,8 @@ class Stream(AttemptingStream):
         self.request_body_buf.clear()
         self.client_state = self.state_done
         refusal = ours.decide()
+        if not self._take_room(ours.decompressed):
+            refusal = refusal or OverloadedError(_OVERLOADED)
         yield HttpRequestHook(self.flow)
         refusal = ours.decide_again(refusal)
         if (yield from self.check_killed(True)):
@@ -229,6 +242,7 @@ class Stream(AttemptingStream):
             return
         assert self.flow.response
         self.answering = True
+        self._free_body()
         head = ResponseHeaders(self.stream_id, self.flow.response, end_stream=False)
         yield SendHttp(head, self.context.client)
         self.server_state = self.state_stream_response_body
@@ -287,13 +301,50 @@ class Stream(AttemptingStream):
         """Find out whether the client has gone, or a person has killed the flow."""
         killed = yield from super().check_killed(emit_error_hook)
         if killed:
-            self.abandon()
+            by_a_person = self.flow.error and self.flow.error.msg == flow.Error.KILLED_MESSAGE
+            self.abandon(KilledError("A person has killed it.") if by_a_person else None)
         return killed
 
     def abandon(self, error: RequestError | None = None) -> None:
         """Close the exchange of a stream that will see no more events."""
         if self.ours is not None:
             self.ours.abandon(error)
+
+    def let_go(self) -> None:
+        """Hold nothing large any more; there is no further event.
+
+        Streams and layers refer to each other, so Python would free them, and the bodies that they
+        hold, only with its next search for garbage.
+        """
+        self._free_body()
+        self.response_body_buf.clear()
+        self.stop()
+        self.context.layers.clear()
+        self.client_state = self.server_state = _over  # in the place of methods of its own
+        if self.ours and self.flow.response is not None and callable(self.flow.response.stream):
+            self.flow.response.stream = True
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    def _take_room(self, size: int) -> bool:
+        """Take so many bytes of what all requests' bodies may hold, if there is room."""
+        if not self.router.bodies.take(size):
+            return False
+        self._body_bytes += size
+        return True
+
+    def _free_body(self) -> None:
+        """Hold no body of the request any more: it has gone, and is not sent again.
+
+        But where someone will look at it: a UI, or who asked for prompts on spans.
+        """
+        self.request_body_buf.clear()
+        if self.ours is not None and not self.ours.captures:
+            self.ours.forget_body()
+            if not (self.router.shows or self.router.keep_bodies):
+                self.flow.request.data.content = None
+        self.router.bodies.give_back(self._body_bytes)
+        self._body_bytes = 0
 
     def _fail_closed(self, ours: RoutedRequest) -> layer.CommandGenerator[None]:
         """After a fault of our own: end the request, forward nothing more of it."""
@@ -315,11 +366,30 @@ class Stream(AttemptingStream):
             yield from self._end_response()
         self.flow.live = False
         self.client_state = self.server_state = self.state_errored
+        if (ended := self.tell_end()) is not None:
+            yield ended
+
+    def tell_end(self) -> HttpErrorHook | None:
+        """Return the hook that tells addons and UIs, after a fault of ours, that the flow is over.
+
+        No one waits for it.
+        """
+        if not hasattr(self, "flow"):
+            return None
+        self.flow.error, self.flow.live = flow.Error(InternalError.code), False
+        ended = HttpErrorHook(self.flow)
+        ended.blocking = False
+        return ended
 
     def _end_response(self) -> layer.CommandGenerator[None]:
         self.flow.live = False
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+
+
+def _over(_: events.Event) -> layer.CommandGenerator[None]:
+    """Hear nothing more."""
+    yield from ()
 
 
 def _around(

@@ -10,9 +10,10 @@ import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
-from mitmproxy import http, optmanager
+from mitmproxy import flow, http, optmanager
 from mitmproxy.addonmanager import AddonManager, safecall
 from mitmproxy.connection import Client, Connection
 from mitmproxy.exceptions import AddonHalt
@@ -137,6 +138,20 @@ def slim_down(master: DumpMaster) -> None:
     master.addons.trigger_event = _Dispatch(master.addons)  # type: ignore[method-assign]
     # mitmproxy's type check of every message it makes, which `python -O` leaves out as well.
     http.MessageData.__post_init__ = lambda _: None  # type: ignore[method-assign]
+
+
+def end_killed_at_once() -> None:
+    """Let a flow that is killed while it is held end: mitmproxy leaves its client waiting."""
+    kill: Callable[[flow.Flow], None] = flow.Flow.kill
+
+    @wraps(kill)
+    def kill_and_wake(self: flow.Flow) -> None:
+        kill(self)
+        if self._resume_event is not None:
+            self._resume_event.set()
+
+    if not hasattr(kill, "__wrapped__"):
+        flow.Flow.kill = kill_and_wake  # type: ignore[method-assign]
 
 
 # mitmproxy opens at most five connections to one address for each client connection. An HTTP/2

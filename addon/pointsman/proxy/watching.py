@@ -1,12 +1,11 @@
 """What the page of one instance is made of: the router feeds it while an endpoint can show it."""
 
 import logging
-import time
 from typing import Any
 
+from pointsman.proxy.measuring import read
 from pointsman.proxy.router import Router
-from pointsman.routing.planning import split
-from pointsman.telemetry.live import Cursor, Live, Now, TargetNow
+from pointsman.telemetry.live import Cursor, Live
 
 logger = logging.getLogger(__name__)
 
@@ -35,31 +34,11 @@ class Watching:
         if self._live is None:
             return
         try:
-            self._live.rules_live(_targets(self._router))
+            self._live.rules_live(read(self._router).targets)
         except Exception:
             logger.exception("the page does not know of the rules")
 
     def snapshot(self, after: Cursor | None = None) -> dict[str, Any]:
         """Return `Live.snapshot`."""
         live = self._live or Live()
-        under_way = self._router.requests_under_way
-        streams = sum(request.streaming for request in under_way)
-        return live.snapshot(after, Now(len(under_way), streams, tuple(_targets(self._router))))
-
-
-def _targets(router: Router) -> list[TargetNow]:
-    now = time.monotonic()
-    return [
-        TargetNow(
-            route=route.name or route.host,
-            host=route.host,
-            rule=rule.name,
-            provider=target.provider,
-            weight=target.weight,
-            priority=target.priority,
-            share=share,
-            state=router.health.state(target, now),
-        )
-        for route, rule in router.table.rules()
-        for target, share in split(rule.targets)
-    ]
+        return live.snapshot(after, read(self._router))

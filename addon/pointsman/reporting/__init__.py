@@ -1,1 +1,1 @@
-"""What an access log says when it is summed up: `pointsman report`."""
+"""What `pointsman report` makes of access logs, and `pointsman replay` of saved traffic."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pointsman.config.resources import normalise_host
+from pointsman.config.resources import authority, normalise_host
 from pointsman.config.table import RoutingTable
 from pointsman.explaining import Explanation, explain
 from pointsman.routing.matching import reads_body
@@ -70,7 +70,7 @@ def _verdict(explanation: Explanation, host: str) -> Verdict:
     if explanation.error:
         return Verdict("refused", rule, explanation.error)
     own = normalise_host(host)
-    stays = all(_host(target.url) == own for target in explanation.targets)
+    stays = all(normalise_host(target.host) == own for target in explanation.targets)
     outcome: Outcome = "routed" if stays else "re-routed"
     rewrites = tuple((t.headers, t.dropped_headers, t.body_changes) for t in explanation.targets)
     return Verdict(outcome, rule, _targets(explanation), rewrites)
@@ -82,10 +82,6 @@ def _targets(explanation: Explanation) -> str:
         tier = f" as priority {target.priority}" if target.priority else ""
         parts.append(f"{target.provider} {target.share:.0%}{tier} ({target.url.partition('?')[0]})")
     return ", ".join(parts)
-
-
-def _host(url: str) -> str:
-    return normalise_host(url.partition("://")[2].partition("/")[0].partition(":")[0])
 
 
 def compare(before: Verdict, after: Verdict) -> Change:
@@ -117,7 +113,7 @@ class Replay:
         self.outcomes[after.outcome] += 1
         if change:
             self.changes[change] += 1
-        what = f"{request.method} {request.scheme}://{names[0]}{request.bare_path}"
+        what = f"{request.method} {request.scheme}://{authority(names[0])}{request.bare_path}"
         slim = (replace(after, rewrite=None), before and replace(before, rewrite=None))
         self.lines[Line(what, *slim, change)] += 1
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from pointsman.config.table import RoutingTable
 from pointsman.reporting.summing import NONE, Report, RuleKey, Sums
 from pointsman.routing.planning import split
+from pointsman.telemetry.naming import name_of_rule
 
 type Shares = Mapping[RuleKey, float]
 
@@ -25,7 +26,7 @@ def configured_shares(table: RoutingTable) -> dict[RuleKey, float]:
     shares: dict[RuleKey, float] = {}
     for route, rule in table.rules():
         for target, share in split(rule.targets):
-            key = (route.name or route.host, rule.name, target.provider)
+            key = (name_of_rule(route, rule), target.provider)
             shares[key] = shares.get(key, 0.0) + share
     return shares
 
@@ -39,9 +40,10 @@ def as_dict(report: Report, shares: Shares) -> dict[str, Any]:
         "total": report.total.as_dict(),
         "rules": [
             {
-                "route": key[0],
-                "rule": key[1],
-                "provider": key[2],
+                "route": key[0].route,
+                "host": key[0].host or None,
+                "rule": key[0].rule or NONE,
+                "provider": key[1],
                 "share": report.share(key),
                 "configured_share": shares.get(key),
                 **sums.as_dict(),
@@ -59,8 +61,8 @@ def as_dict(report: Report, shares: Shares) -> dict[str, Any]:
 
 def _all_rules(report: Report, shares: Shares) -> dict[RuleKey, Sums]:
     """Return the rows of the log, and those that rules name and no request has come to."""
-    used = {key[:2] for key in report.rules}
-    idle = {key: Sums() for key in shares if key[:2] in used and key not in report.rules}
+    used = {name for name, _ in report.rules}
+    idle = {key: Sums() for key in shares if key[0] in used and key not in report.rules}
     chosen = {key: Sums() for key in report.chosen if key not in report.rules}
     return {**report.rules, **chosen, **idle}
 
@@ -70,6 +72,13 @@ def _by_requests[K](rows: Mapping[K, Sums]) -> list[tuple[K, Sums]]:
 
 
 # --- cells ----------------------------------------------------------------------------------------
+
+
+def _named(key: RuleKey) -> list[str]:
+    """Return the cells of a route, with its host where that is known and another, and the rest."""
+    (route, host, rule), provider = key
+    shown = route if host in {"", route} else f"{route} ({host})"
+    return [shown, rule or NONE, provider]
 
 
 def _percent(part: float | None) -> str:
@@ -86,7 +95,11 @@ def _milliseconds(sums: Sums, name: str) -> str:
 
 
 def _brief(value: float) -> str:
-    return f"{value / _THOUSAND:.3g} s" if value >= _THOUSAND else f"{value:.3g} ms"
+    """Return a duration of three digits, as a quantile has, in milliseconds or seconds."""
+    if value < _THOUSAND:
+        return f"{value:.3g} ms"
+    seconds = value / _THOUSAND
+    return f"{seconds:.3g} s" if seconds < _THOUSAND else f"{seconds:.0f} s"
 
 
 def _cost(sums: Sums) -> str:
@@ -122,7 +135,7 @@ def _numbers(sums: Sums) -> list[str]:
 def _tables(report: Report, shares: Shares) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Return title, columns and rows of each table."""
     rules = [
-        [*key, _percent(report.share(key)), _percent(shares.get(key)), *_numbers(sums)]
+        [*_named(key), _percent(report.share(key)), _percent(shares.get(key)), *_numbers(sums)]
         for key, sums in _by_requests(_all_rules(report, shares))
     ]
     models = [[*key, *_numbers(sums)] for key, sums in _by_requests(report.models)]
@@ -279,7 +292,7 @@ def _splits(report: Report, shares: Shares) -> str:
         mark = "" if wanted is None else f"<i style=left:{wanted:.2%}></i>"
         beside = "" if wanted is None else f" (configured {wanted:.1%})"
         bar = f'<b style="width:{share:.2%};background:{_COLOURS[0]}"></b>{mark}'
-        rows.append(_bar(" · ".join(key), bar, f"{share:.1%}{beside}"))
+        rows.append(_bar(" · ".join(_named(key)), bar, f"{share:.1%}{beside}"))
     return f"<h2>Split per rule</h2>{''.join(rows)}" if rows else ""
 
 

@@ -12,13 +12,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pointsman.config.table import RoutingTable
+from pointsman.telemetry.naming import RuleName
+from pointsman.telemetry.verdicts import is_error, is_failed_over
+
 TIMELINE = 120
 _WIDTH = math.log(1.02)
 _FIRST_STEP = 1  # second
-_FIRST_ERROR = 400
-_MAX_ROWS = 2000
+_MAX_ROWS = 2000  # of each kind
 OTHER = "(other)"
 NONE = "(none)"
+_DURATIONS = ("duration", "time_to_first_token", "overhead")
+_NUMBERS = (
+    "request_prompt_tokens",
+    "request_completion_tokens",
+    "cached_tokens",
+    "cost_usd",
+    "duration_ms",
+    "time_to_first_token_ms",
+    "overhead_ms",
+)
+_MOST = 2.0**53
 
 
 class Durations:
@@ -81,8 +95,8 @@ class Sums:
             return
         self.requests += 1
         self.observed += "OB" in _flags(entry)
-        self.errors += is_error(entry)
-        self.failed_over += len(_attempts(entry)) > 1
+        self.errors += is_error(_status(entry), entry.get("error"))
+        self.failed_over += is_failed_over(map(_provider, _attempts(entry)))
         self.duration.add(entry.get("duration_ms"))
         self.time_to_first_token.add(entry.get("time_to_first_token_ms"))
         self.overhead.add(entry.get("overhead_ms"))
@@ -93,9 +107,6 @@ class Sums:
             **{name: value for name, value in vars(self).items() if name not in _DURATIONS},
             **{f"{name}_ms": getattr(self, name).quantiles() for name in _DURATIONS},
         }
-
-
-_DURATIONS = ("duration", "time_to_first_token", "overhead")
 
 
 class Timeline:
@@ -120,13 +131,21 @@ class Timeline:
         self.steps = wider
 
 
-type RuleKey = tuple[str, str, str]  # route, rule, provider
+type RuleKey = tuple[RuleName, str]  # and the provider
 
 
 class Report:
-    """The sums of a log."""
+    """The sums of a log.
 
-    def __init__(self) -> None:
+    Args:
+        table: the rules, by which routes of one name are told apart; the log does not tell.
+    """
+
+    def __init__(self, table: RoutingTable | None = None) -> None:
+        self._table = table or RoutingTable()
+        # What rules name, and what clients do: these take no place from those.
+        self._named: set[RuleKey] = set()
+        self._unnamed: set[RuleKey] = set()
         self.total = Sums()
         self.rules: dict[RuleKey, Sums] = {}
         self.models: dict[tuple[str, str], Sums] = {}
@@ -160,37 +179,42 @@ class Report:
         self.first = min(self.first or moment, moment)
         self.last = max(self.last or moment, moment)
         self.total.add(entry)
-        route = str(entry.get("route") or entry.get("host") or NONE)
-        rule, provider = str(entry.get("rule") or NONE), str(entry.get("provider") or NONE)
+        name, provider = self._name(entry), str(entry.get("provider") or NONE)
         model = str(entry.get("response_model") or entry.get("request_model") or NONE)
         _row(self.models, (provider, model)).add(entry)
-        _row(self.rules, (route, rule, provider)).add(entry)
+        self.rules.setdefault(self._key(name, provider), Sums()).add(entry)
         if entry.get("mirror"):
             return
         attempts = _attempts(entry)
-        first = attempts[0].get("provider") if attempts and "OB" not in _flags(entry) else provider
-        if len(self.chosen) < _MAX_ROWS:
-            self.chosen[route, rule, str(first)] += 1
+        observed = "OB" in _flags(entry)
+        first = _provider(attempts[0]) if attempts and not observed else provider
+        self.chosen[self._key(name, first)] += 1
         self.statuses[str(entry.get("status") or NONE)] += 1
         self.flags.update(map(str, _flags(entry)))
         self.timeline.add(moment, provider)
 
+    def _name(self, entry: Mapping[str, Any]) -> RuleName:
+        """Return what names the rule of a line, as `name_of_rule` does."""
+        route, host = entry.get("route"), str(entry.get("host") or NONE)
+        known = self._table.lookup(host)
+        its_host = known.host if known and known.name == route else ""
+        if not route:
+            host = its_host or host
+            return RuleName(host, host, str(entry.get("rule") or ""))
+        return RuleName(str(route), its_host, str(entry.get("rule") or ""))
+
+    def _key(self, name: RuleName, provider: str) -> RuleKey:
+        """Return the key, or that of all others where there are too many of its kind."""
+        key, known = (name, provider), self._named if name.rule else self._unnamed
+        if key not in known and len(known) >= _MAX_ROWS:
+            return RuleName(OTHER, OTHER, OTHER), OTHER
+        known.add(key)
+        return key
+
     def share(self, key: RuleKey) -> float | None:
         """Return the share of a rule's requests for which this provider was chosen first."""
-        all_of_it = sum(n for other, n in self.chosen.items() if other[:2] == key[:2])
+        all_of_it = sum(n for (name, _), n in self.chosen.items() if name == key[0])
         return self.chosen[key] / all_of_it if all_of_it else None
-
-
-_NUMBERS = (
-    "request_prompt_tokens",
-    "request_completion_tokens",
-    "cached_tokens",
-    "cost_usd",
-    "duration_ms",
-    "time_to_first_token_ms",
-    "overhead_ms",
-)
-_MOST = 2.0**53
 
 
 def _check(entry: Mapping[str, Any]) -> None:
@@ -205,10 +229,13 @@ def _check(entry: Mapping[str, Any]) -> None:
         str(entry.get(name)).encode()  # a lone surrogate is no text
 
 
-def is_error(entry: Mapping[str, Any]) -> bool:
-    """Tell whether the client got no good answer, or not the whole of it."""
+def _status(entry: Mapping[str, Any]) -> int | None:
     status = entry.get("status")
-    return not isinstance(status, int) or status >= _FIRST_ERROR or entry.get("error") is not None
+    return status if isinstance(status, int) else None
+
+
+def _provider(attempt: Mapping[str, Any]) -> str:
+    return str(attempt.get("provider") or NONE)
 
 
 def _row[K: tuple[str, ...]](rows: dict[K, Sums], key: K) -> Sums:

@@ -8,6 +8,8 @@ The rules that this module keeps:
 - An attempt that began before an ejection tells nothing new: it neither ends nor lengthens it.
   Attempts carry no mark, so this is known only where none has begun since; where one has, the
   first result counts, whichever attempt it comes from. Only a Retry-After always counts.
+- An answer that breaks off is a failure, however well it began: one that is only begun resets no
+  count. But it ends an ejection, as answers may last for minutes.
 - A probe bars the others no longer than the base ejection. One that takes longer still decides.
 - Whether an ejected target is called all the same, as no other is left, is for the plan to say.
 - Only targets with failures are remembered, so there are never more than targets.
@@ -24,6 +26,7 @@ from pointsman.config.table import Ejection, Target
 
 type TargetKey = tuple[str, str | None, int | None, tuple[str, int] | None]
 type State = Literal["healthy", "probing", "ejected"]
+STATES: tuple[State, ...] = ("healthy", "probing", "ejected")  # from the best to the worst
 
 _MOST_DOUBLINGS = 64  # past any cap, and far from where floats end
 
@@ -56,7 +59,8 @@ class _Trouble:
 class Health:
     """What the attempts of one instance have shown of its targets.
 
-    Each attempt is begun, and ends in one of `succeeded`, `failed` and `abandoned`. How soon and
+    Each attempt is begun, may be `answering`, and ends in one of `succeeded`, `failed` and
+    `abandoned`. How soon and
     for how long a target is ejected is its own `ejection`; a base of 0 seconds leaves that to
     Retry-After, and a most of 0 switches it off.
     """
@@ -87,8 +91,18 @@ class Health:
         if now >= trouble.ejected_until and not trouble.probing(now):
             trouble.probe_until = now + target.ejection.base
 
+    def answering(self, target: Target, now: float) -> None:  # noqa: ARG002 (as its siblings)
+        """An attempt's answer has begun well, and may last long: the target is called again.
+
+        Whether it ends well is not known yet: one more failure ejects it anew, for longer.
+        """
+        trouble = self._troubles.get(target_key(target))
+        if trouble and trouble.ejected_until is not None and trouble.tried:
+            trouble.ejected_until = trouble.probe_until = None
+            trouble.failures = target.ejection.consecutive_failures - 1
+
     def succeeded(self, target: Target, now: float) -> None:  # noqa: ARG002 (as its siblings)
-        """An attempt went well: the target is healthy, and its count of failures starts anew."""
+        """An attempt went well to its end: the target is healthy, its failures count anew."""
         key = target_key(target)
         trouble = self._troubles.get(key)
         if trouble and (trouble.ejected_until is None or trouble.tried):

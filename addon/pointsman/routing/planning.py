@@ -22,7 +22,7 @@ from itertools import islice
 
 from pointsman.config.table import RetryCondition, RetryPolicy, Rule, Target
 from pointsman.routing.balancing import NoWeightError, affinity_value, place, rank_by_hash
-from pointsman.routing.health import Health
+from pointsman.routing.health import STATES, Health, State
 from pointsman.routing.request import ClientRequest
 
 LONGEST_BACKOFF = 5.0
@@ -142,6 +142,24 @@ def all_endpoints(targets: Iterable[Target]) -> Iterator[Target]:
     """Yield all that may be called now in the stead of these targets."""
     for target in targets:
         yield from endpoints(target)
+
+
+def endpoint_states(target: Target, health: Health, now: float) -> list[tuple[Target, State]]:
+    """Return what is called in a target's stead, each with its state."""
+    return [(endpoint, health.state(endpoint, now)) for endpoint in endpoints(target)]
+
+
+def best(states: Iterable[State]) -> State:
+    """Return the state of a target whose endpoints have these: plans use it by its best one.
+
+    One without endpoints is passed over as an ejected one is, and so is called.
+    """
+    return min(states, key=STATES.index, default="ejected")
+
+
+def state_of(target: Target, health: Health, now: float) -> State:
+    """Return the state of a target."""
+    return best(state for _, state in endpoint_states(target, health, now))
 
 
 def _preferred(target: Target, health: Health, now: float) -> Iterable[Target]:

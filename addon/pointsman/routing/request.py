@@ -84,6 +84,7 @@ class Body:
 
     def __init__(self, raw: bytes, encoding: str = "", *, limit: int) -> None:
         self.raw = raw
+        self.decompressed = 0  # bytes that are held besides
         self._encoding = encoding
         self._limit = limit
 
@@ -125,7 +126,7 @@ class Body:
 
     def _decoded(self) -> bytes:
         try:
-            return decode_body(self.raw, self._encoding, limit=self._limit)
+            decoded = decode_body(self.raw, self._encoding, limit=self._limit)
         except TooLarge:
             raise BodyTooLargeError(
                 f"The request body is larger than {self._limit} bytes once decompressed."
@@ -135,6 +136,8 @@ class Body:
                 f"The request body can't be decoded as content-encoding {self._encoding!r};"
                 " send it uncompressed, or as gzip, br, zstd or deflate."
             ) from None
+        self.decompressed = len(decoded) if self._encoding else 0
+        return decoded
 
     @cached_property
     def lenient_fields(self) -> Mapping[str, msgspec.Raw]:

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from pointsman.config import credentials
 from pointsman.config.resources import normalise_host
 from pointsman.config.table import CallConfig, Target, TlsSettings
 from pointsman.errors import ModelMissingError
@@ -39,19 +40,8 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Headers that carry a client's key, in the APIs that we know.
-CREDENTIAL_HEADERS = frozenset(
-    {
-        b"api-key",
-        b"api_key",
-        b"authorization",
-        b"ocp-apim-subscription-key",  # Azure API Management
-        b"proxy-authorization",
-        b"x-amz-security-token",
-        b"x-api-key",
-        b"x-goog-api-key",
-    }
-)
+# As they are on the wire.
+CREDENTIAL_HEADERS = frozenset(name.encode() for name in credentials.CREDENTIAL_HEADERS)
 # What belongs to the account of the client's key and would contradict another's.
 _ACCOUNT_HEADERS = frozenset({b"openai-organization", b"openai-project"})
 # Gemini's clients may put their key into the query.

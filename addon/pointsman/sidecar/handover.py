@@ -3,16 +3,20 @@
 They are inherited file descriptors, named by environment variables. The line is a socket pair: the
 worker writes one byte when it serves, and sees the line end when the supervisor is gone.
 
-A worker also learns the port of the admin endpoint, which no one may reach through it.
+A worker also learns the port of the admin endpoint, which no one may reach through it, how many
+workers there are, which share what the machine has, and where they keep a copy of the live rules.
 """
 
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _LISTENING = "POINTSMAN_LISTENING_FDS"
 _LINE = "POINTSMAN_SUPERVISOR_FD"
 ADMIN_PORT = "POINTSMAN_SUPERVISOR_ADMIN_PORT"
+WORKERS = "POINTSMAN_WORKERS"
+KEPT_RULES = "POINTSMAN_KEPT_RULES"
 
 READY = b"\1"
 
@@ -47,3 +51,15 @@ def admin_port(variables: Mapping[str, str] = os.environ) -> int | None:
     """Return the port of the supervisor's admin endpoint; None: there is none."""
     port = variables.get(ADMIN_PORT, "")
     return int(port) if port.isdecimal() else None
+
+
+def workers(variables: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes share what the machine has: 1 where there is no supervisor."""
+    count = variables.get(WORKERS, "")
+    return int(count) if count.isdecimal() else 1
+
+
+def kept_rules(variables: Mapping[str, str] = os.environ) -> Path | None:
+    """Return where the copy of the live rules is; None: no supervisor has started this process."""
+    path = variables.get(KEPT_RULES)
+    return Path(path) if path else None

@@ -15,6 +15,7 @@ from pointsman.sidecar.settings import OFF, Given, Settings, SettingsError, chec
 from pointsman.sidecar.supervisor import Supervisor
 from pointsman.sidecar.workers import Workers
 from pointsman.telemetry import exposition
+from pointsman.telemetry.line_writer import LineWriter
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _MISUSED = 2
 
 def run(given: Given) -> int:
     """Run the sidecar until it is told to end; return its exit status."""
-    log_to_stdout()
+    output = log_to_stdout()
     open_files.raise_limit()
     try:
         settings = check(given)
@@ -31,14 +32,14 @@ def run(given: Given) -> int:
         _logger.critical("%s", error)
         return _MISUSED
     try:
-        return asyncio.run(_run(settings))
+        return asyncio.run(_run(settings, output))
     except (OSError, ValueError, ca.AuthorityError) as error:
         # The only ones that are raised on purpose, with a message for a person.
         _logger.critical("%s", getattr(error, "strerror", None) or error)
         return 1
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, output: LineWriter) -> int:
     supervisor = Supervisor(settings.workers, _gone)
     supervisor.listen_to_signals()
     async with AsyncExitStack() as stack:
@@ -51,8 +52,9 @@ async def _run(settings: Settings) -> int:
         port = sockets[0].getsockname()[1]
         env = {
             "PYTHONOPTIMIZE": "1",
-            **runtime.bytecode(settings.confdir),
-            exposition.DIRECTORY: _metrics_folder(folder),
+            handover.WORKERS: str(settings.workers),
+            exposition.DIRECTORY: _metrics_folder(folder, settings.workers),
+            handover.KEPT_RULES: str(folder / "rules.json"),
         }
         plan = Plan(
             arguments=(
@@ -63,6 +65,7 @@ async def _run(settings: Settings) -> int:
             listening=sockets,
             env=env,
             folder=folder,
+            output=output,
         )
         source = Workers(
             supervisor, plan, {"llm_admin": settings.admin, "llm_health": settings.health}
@@ -89,10 +92,10 @@ async def _run(settings: Settings) -> int:
         return await supervisor.run(plan)
 
 
-def _metrics_folder(folder: Path) -> str:
+def _metrics_folder(folder: Path, workers: int) -> str:
     """Make the folder in which the workers count, and let `exposition.render` find it."""
     made = folder / "metrics"
-    made.mkdir(mode=0o700)
+    exposition.make_folder(made, workers)
     os.environ[exposition.DIRECTORY] = str(made)
     return str(made)
 

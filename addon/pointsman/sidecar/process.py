@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointsman.sidecar import handover
+from pointsman.sidecar import handover, runtime
 from pointsman.sidecar.output import LONGEST_LINE, forward
+from pointsman.telemetry.line_writer import LineWriter
 
 # How long the last lines of a worker that has ended are waited for, if something holds its pipes.
 _LAST_LINES = 1.0
@@ -25,14 +26,16 @@ class Plan:
     Attributes:
         arguments: mitmdump's.
         listening: the sockets that it serves.
-        env: environment variables beside the supervisor's own; None takes one away.
-        folder: where the workers' own admin sockets are.
+        env: environment variables beside the supervisor's own.
+        folder: that of this run, in the confdir; the workers' own admin sockets are there.
+        output: where what they print goes.
     """
 
     arguments: Sequence[str]
     listening: Sequence[socket.socket]
-    env: Mapping[str, str | None]
+    env: Mapping[str, str]
     folder: Path
+    output: LineWriter
 
     def admin(self, index: int) -> Path:
         """Return where a worker's admin endpoint listens."""
@@ -48,7 +51,11 @@ class Process:
     """
 
     def __init__(
-        self, index: int, process: asyncio.subprocess.Process, line: socket.socket
+        self,
+        index: int,
+        process: asyncio.subprocess.Process,
+        line: socket.socket,
+        output: LineWriter,
     ) -> None:
         self.pid = process.pid
         self.ready = asyncio.Event()
@@ -62,7 +69,7 @@ class Process:
         self._tasks = [asyncio.create_task(self._notice())]
         for stream, logger in streams:
             if stream is not None:
-                self._tasks.append(asyncio.create_task(forward(stream, logger, **about)))
+                self._tasks.append(asyncio.create_task(forward(stream, output, logger, **about)))
 
     @classmethod
     async def start(cls, index: int, plan: Plan) -> "Process":
@@ -75,7 +82,12 @@ class Process:
         ours.setblocking(False)
         try:
             with theirs:
-                env = {**os.environ, **plan.env, **handover.environment(plan.listening, theirs)}
+                env: dict[str, str | None] = {
+                    **os.environ,
+                    **plan.env,
+                    **runtime.bytecode(plan.folder.parent),
+                    **handover.environment(plan.listening, theirs),
+                }
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "pointsman.proxy.worker"),
                     *("--set", f"llm_admin=unix:{plan.admin(index)}", *plan.arguments),
@@ -91,7 +103,7 @@ class Process:
         except OSError:
             ours.close()
             raise
-        return cls(index, process, ours)
+        return cls(index, process, ours, plan.output)
 
     async def wait(self) -> int:
         """Wait until it has ended and all that it printed is written.

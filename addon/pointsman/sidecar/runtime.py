@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pointsman.full_disks import mend
+
 _PREFIX = "run-"
 # `sun_path` has room for 107 bytes, of which the socket's own name takes up to 10.
 _LONGEST = 95
+# Twice what all modules take.
+_ROOM_TO_COMPILE = 48 * 1024 * 1024
 
 
 @contextmanager
@@ -29,9 +33,8 @@ def folder(confdir: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{confdir} can't be written ({error.strerror}) by user {os.geteuid()}; make it a"
-            " directory that this user may write to, such as an emptyDir volume, or name another"
-            " with --confdir or POINTSMAN_CONFDIR",
+            f"{confdir} can't be written ({error.strerror}) by user {os.geteuid()}; {mend(error)},"
+            " or name another with --confdir or POINTSMAN_CONFDIR",
         ) from None
     try:
         if len(os.fsencode(made)) > _LONGEST:
@@ -78,15 +81,25 @@ def _sweep(confdir: Path) -> None:
 
 
 def bytecode(confdir: Path) -> dict[str, str | None]:
-    """Return the variables with which a worker finds its modules compiled.
+    """Return the variables with which a worker that is about to start finds its modules compiled.
 
     To compile mitmproxy takes longer than to start it. Where it was not compiled with `-O` when it
     was installed (an image does that), and a worker may not be able to write beside it, the first
-    start compiles it into the confdir.
+    start compiles it into the confdir, if that has ample room: on a full disk Python leaves half a
+    module, with which no later start works.
     """
     found = importlib.util.find_spec("mitmproxy")
     if found is not None and found.origin is not None:
         compiled = importlib.util.cache_from_source(found.origin, optimization=1)
         if Path(compiled).exists():
             return {}
-    return {"PYTHONPYCACHEPREFIX": str(confdir / "bytecode"), "PYTHONDONTWRITEBYTECODE": None}
+    compiling = _has_room_to_compile(confdir)
+    return {
+        "PYTHONPYCACHEPREFIX": str(confdir / "bytecode"),
+        "PYTHONDONTWRITEBYTECODE": None if compiling else "1",
+    }
+
+
+def _has_room_to_compile(confdir: Path) -> bool:
+    disk = os.statvfs(confdir)
+    return disk.f_bavail * disk.f_frsize >= _ROOM_TO_COMPILE

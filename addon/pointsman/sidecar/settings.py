@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pointsman.sidecar.cores import allowed_cores
+from pointsman.cgroups import allowed_cores
 
 DEFAULT_CONFDIR = Path("/var/lib/pointsman")
 DEFAULT_PORT = "15001"

@@ -87,13 +87,14 @@ class Supervisor:
         return self._status
 
     def end(self) -> None:
-        """Let every worker drain and end. What is not accepted by now is refused."""
+        """Let every worker drain and end: what waits is served, what comes later is refused."""
         if not self.ending.is_set():
             _logger.info("draining: the workers end what they have begun")
             self._end()
 
     def _end(self) -> None:
         self.ending.set()
+        # Ours alone: each worker empties the queue before it closes its own.
         for listening in self._listening:
             listening.close()
         self._send(signal.SIGTERM)
@@ -149,7 +150,8 @@ class Supervisor:
             _logger.error("worker %d can't be started: %s", worker.index, error)  # noqa: TRY400
             return 1
         worker.process = process
-        worker.trouble = "is starting"
+        if not worker.restarts:  # else the trouble is what ended the life before
+            worker.trouble = "is starting"
         if self.ending.is_set():  # while it was made
             process.send(signal.SIGTERM)
         welcome = asyncio.create_task(self._welcome(worker, process))

@@ -26,11 +26,13 @@ async def watch(supervisor: Supervisor, answers: Callable[[Worker], Awaitable[bo
 async def _watch(worker: Worker, answers: Callable[[Worker], Awaitable[bool]]) -> None:
     process, missed = None, 0
     while True:
-        await asyncio.sleep(_EVERY_SECONDS)
         if worker.trouble is not None or worker.process is not process:
             process, missed = worker.process, 0
+            await asyncio.sleep(_EVERY_SECONDS)
             continue
-        if await answers(worker):
+        # To wait for an answer takes none of the time between two questions.
+        answered, _ = await asyncio.gather(answers(worker), asyncio.sleep(_EVERY_SECONDS))
+        if answered:
             missed = 0
             continue
         missed += 1

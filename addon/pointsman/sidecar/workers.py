@@ -61,13 +61,14 @@ class Workers:
         self._registry.register(_Lives(supervisor.workers))
         self._draining = False
 
-    async def readiness(self) -> Readiness:
+    async def readiness(self, *, keys: bool = True) -> Readiness:
         """Ready is who has all workers ready."""
         reasons = ["draining"] if self._draining or self._supervisor.ending.is_set() else []
         warnings: list[str] = []
         under_way = 0
         workers = self._supervisor.workers
-        answers = await self._ask_all("/readyz", seconds=_PROBED_SECONDS)
+        path = "/readyz" if keys else "/readyz?exclude=keys"
+        answers = await self._ask_all(path, seconds=_PROBED_SECONDS)
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, SilentError):
                 reasons.append(f"worker {worker.index} {answer}")

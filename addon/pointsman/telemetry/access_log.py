@@ -63,16 +63,4 @@ class AccessLog:
 
 def _render(_: object, __: str, entry: structlog.typing.EventDict) -> bytes:
     head = {"event": entry.pop("event"), "timestamp": entry.pop("timestamp")}
-    line = {**head, **entry}
-    try:
-        return msgspec.json.encode(line)
-    except UnicodeEncodeError:
-        # A client's bytes that are no text, such as in its path: they must not cost the line.
-        return msgspec.json.encode({name: _valid(value) for name, value in line.items()})
-
-
-def _valid(value: object) -> object:
-    """Replace lone surrogates, which no JSON may hold, by U+FFFD."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+    return msgspec.json.encode({**head, **entry})

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from pointsman.telemetry import chunks
 from pointsman.telemetry.exchange import Exchange
+from pointsman.telemetry.verdicts import FIRST_ERROR
 
 TOKEN_BUCKETS = tuple(4**power for power in range(14))  # 1 to 67108864
 SECOND_BUCKETS = chunks.SECOND_BUCKETS
@@ -39,12 +40,17 @@ _PROVIDERS = {
     "generativelanguage.googleapis.com": "gcp.gemini",
 }
 _PROVIDERS_BY_SUFFIX = {
+    # Regions come before a name, and clouds of their own have another end.
+    ".api.mistral.ai": "mistral_ai",
     ".api.openai.com": "openai",
+    ".api.x.ai": "x_ai",
     ".openai.azure.com": "azure.ai.openai",
+    ".openai.azure.us": "azure.ai.openai",
     ".services.ai.azure.com": "azure.ai.inference",
     "aiplatform.googleapis.com": "gcp.vertex_ai",
     ".ml.cloud.ibm.com": "ibm.watsonx.ai",
 }
+_BEDROCK = ("bedrock-runtime.", "bedrock-runtime-fips.")
 
 _ERRORS_BY_FLAG = {
     "NR": "no_route",
@@ -56,12 +62,12 @@ _ERRORS_BY_FLAG = {
     "UPE": "protocol_error",
     "DC": "client_disconnected",
     "DPE": "bad_request",
+    "OM": "overloaded",
     "UAEX": "host_not_allowed",
     "IE": "internal_error",
     "LR": "stopped",
 }
 _STATUS = {int(status): str(int(status)) for status in HTTPStatus}
-FIRST_ERROR = 400
 
 
 def operation_name(exchange: Exchange) -> str | None:
@@ -76,7 +82,7 @@ def provider_name(host: str, name: str) -> str:
     """Return `gen_ai.provider.name`: the convention's where it knows the host, else `name`."""
     if known := _PROVIDERS.get(host):
         return known
-    if host.startswith("bedrock-runtime.") and host.endswith(".amazonaws.com"):
+    if host.startswith(_BEDROCK) and host.endswith(".amazonaws.com"):
         return "aws.bedrock"
     return _by_suffix(host, _PROVIDERS_BY_SUFFIX) or name
 

@@ -1,18 +1,20 @@
 """The exchange: the one record of a request, its decision, its attempts, its usage, its timings.
 
-Every log line (and later metric, trace and page) reads it. The proxy fills it while the request is
-under way and closes it once. It holds no prompt, no answer and no key (but see `content`).
+Every log line, metric, trace and page reads it. The proxy fills it while the request is under way
+and closes it once. It holds no prompt, no answer and no key (but see `content`). What has been
+emitted (see `sinks`) is well-formed: every encoder takes its texts.
 
 Times are readings of one monotonic clock in seconds, given by the caller; durations in the access
 log are milliseconds.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pointsman.protocols.usage import Usage
 from pointsman.telemetry.chunks import ChunkTimes
 from pointsman.telemetry.content import Content
+from pointsman.wellformed import well_formed
 
 UsageSource = Literal["response", "partial"]
 
@@ -21,7 +23,9 @@ _MAX_NAME = 256
 
 def name_of(sent: str | None) -> str | None:
     """Return a name that someone sent (a model's) as a record keeps it: cut where it is no name."""
-    return sent if sent is None or len(sent) <= _MAX_NAME else f"{sent[:_MAX_NAME]}…"
+    if sent is None:
+        return None
+    return well_formed(sent if len(sent) <= _MAX_NAME else f"{sent[:_MAX_NAME]}…")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,13 @@ class DecisionRecord:
     draw: float | None = None
     targets: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+
+    def well_formed(self) -> "DecisionRecord":
+        """Return it with reasons that every encoder takes: they may quote a request."""
+        if all(rule.reason.isascii() for rule in self.rules):
+            return self
+        rules = (replace(rule, reason=well_formed(rule.reason)) for rule in self.rules)
+        return replace(self, rules=tuple(rules))
 
 
 @dataclass(slots=True)
@@ -121,6 +132,22 @@ class Exchange:
         """Add a response flag once; the empty name is none."""
         if name and name not in self.flags:
             self.flags.append(name)
+
+    def make_well_formed(self) -> None:
+        """Replace in all texts what no encoder takes, such as the bytes of a path that are none."""
+        for record in (self, *self.attempts):
+            for name in _TEXTS[type(record)]:
+                text = getattr(record, name)
+                if text and not text.isascii():
+                    setattr(record, name, well_formed(text))
+        if self.decision is not None:
+            self.decision = self.decision.well_formed()
+
+
+_TEXTS: dict[type, tuple[str, ...]] = {
+    record: tuple(each.name for each in fields(record) if each.type in {str, str | None})
+    for record in (Exchange, Attempt)
+}
 
 
 def access_log_entry(exchange: Exchange) -> dict[str, Any]:

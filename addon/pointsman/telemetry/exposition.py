@@ -1,8 +1,9 @@
 """The metrics as text, of this process or of all that share a directory.
 
 Where PROMETHEUS_MULTIPROC_DIR is set, prometheus-client keeps each process's values in mapped files
-there: whoever has the directory can render for all. A process that has ended leaves its counts in
-one common file, so that neither the counts go back nor the files grow in number with each restart.
+there (`counts_file`): whoever has the directory can render for all. A process that has ended leaves
+its counts in one common file, so that neither the counts go back nor the files grow in number with
+each restart.
 """
 
 import math
@@ -11,10 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client import CollectorRegistry, Metric, generate_latest, values
+from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+
+from pointsman.full_disks import mend
+from pointsman.telemetry.counts_file import STEP, CountsFile, take_room
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -23,12 +27,36 @@ REGISTRY = CollectorRegistry()  # this process's own, beside prometheus-client's
 
 # Rules and models come and go over restarts: past this size the counts begin anew.
 _MOST_BYTES = 16 * 1024 * 1024
+# One process has a file for counters, one for histograms, and three for the kinds of gauges.
+_FILES = 5
 _files = Lock()  # rendering must not see a file that is just being taken in
+
+values.MmapedDict = CountsFile  # type: ignore[attr-defined,assignment] # before any is made
 
 
 def shared() -> bool:
     """Tell whether the values go to files that other processes read."""
     return DIRECTORY in os.environ
+
+
+def make_folder(folder: Path, processes: int) -> None:
+    """Make a directory in which so many processes can count.
+
+    Raises:
+        OSError: `strerror` tells why they could not, and the mend.
+    """
+    needed = processes * _FILES * STEP
+    probe = folder / "room"
+    try:
+        folder.mkdir(mode=0o700)
+        take_room(probe, needed)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{folder}: the counters of {processes} processes can't be written ({error.strerror});"
+            f" they begin with {needed // 1024} KiB; {mend(error)}",
+        ) from None
 
 
 def render(registry: CollectorRegistry = REGISTRY) -> bytes:
@@ -89,12 +117,15 @@ def _take_in(left: Path, common: Path) -> None:
     metrics = merge(map(str, files), accumulate=False)  # type: ignore[no-untyped-call]
     fresh = common.with_suffix(".new")  # not `.db`: it is not read before it is whole
     fresh.unlink(missing_ok=True)
-    values = MmapedDict(str(fresh))  # type: ignore[no-untyped-call]
+    counts = CountsFile(str(fresh))
     for metric in metrics:
         for sample in metric.samples:
             names, labels = list(sample.labels), list(sample.labels.values())
             key = mmap_key(metric.name, sample.name, names, labels, metric.documentation)
-            values.write_value(key, sample.value, 0.0)  # type: ignore[no-untyped-call]
-    values.close()  # type: ignore[no-untyped-call]
+            counts.write_value(key, sample.value, 0.0)
+    counts.close()  # type: ignore[no-untyped-call]
+    if counts.fault:
+        fresh.unlink(missing_ok=True)
+        return  # what it left stays, and is counted where it is
     left.unlink()
     fresh.replace(common)

@@ -20,7 +20,9 @@ CALL = (
     "gen_ai_response_model",
     "server_address",
 )
-_TARGET = ("route", "rule", "provider")
+RULE = ("route", "route_host", "rule")  # see `naming`
+_TARGET = (*RULE, "provider")
+PAYER = slice(len(RULE), len(RULE) + 2)  # who has the cost of a request: its provider and model
 
 
 class Family[M: (Counter, Gauge, Histogram)]:
@@ -110,6 +112,9 @@ class Families:
         self.mirrored_cost = _counter(
             "pointsman_mirrored_cost_usd", "List price of copies.", ("provider", "model")
         )
+        self.mirrors_dropped = _counter(
+            "pointsman_mirrors_dropped", "Copies that were not sent.", ("rule",)
+        )
         self.overhead = _histogram(
             "pointsman_overhead_seconds",
             "Time in Pointsman's own code for a request.",
@@ -130,7 +135,7 @@ class Families:
         self.loads = _counter("pointsman_reloads", "Times that rules were loaded.", ("result",))
         self.load_good = _gauge(
             "pointsman_last_reload_successful",
-            "1: the rules on disk are live. 0: they were refused, the last good ones are live.",
+            "1: the rules are live as written. 0: some were refused, what was last good is live.",
             (),
             "livemin",
         )

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-from pointsman.telemetry.conventions import FIRST_ERROR, status_label
+from pointsman.telemetry.conventions import status_label
 from pointsman.telemetry.exchange import Attempt
+from pointsman.telemetry.verdicts import FIRST_ERROR
 
 NONE = "-"  # no name that a resource can have
 OTHER = "other"

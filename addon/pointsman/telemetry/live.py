@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from pointsman.telemetry.exchange import Exchange, access_log_entry, milliseconds
+from pointsman.telemetry.naming import RuleName, name_of_decided
+from pointsman.telemetry.reading import Reading, TargetReading
+from pointsman.telemetry.verdicts import is_error
 
 SLOT_SECONDS = 2
 SLOTS = 150
@@ -29,14 +32,13 @@ _MOST = 2**53  # what a browser counts exactly up to
 _MAX_IN_SLOT = 100
 _MAX_TEXT = 256
 OTHER = "other"
-_FIRST_ERROR = 400
 # A bucket's upper bound is 2^(1/4) times that of the one before: a quantile is right within 19 %.
-_PER_DOUBLING = 4
+PER_DOUBLING = 4
 
 
 def bucket(value: float) -> int:
     """Return the number of the bucket that a duration in milliseconds falls in."""
-    return math.ceil(_PER_DOUBLING * math.log2(max(value, 0.001)))
+    return math.ceil(PER_DOUBLING * math.log2(max(value, 0.001)))
 
 
 def quantile(buckets: dict[str, int], q: float) -> float | None:
@@ -46,7 +48,7 @@ def quantile(buckets: dict[str, int], q: float) -> float | None:
     for number in sorted(buckets, key=int):
         seen += buckets[number]
         if seen >= wanted:
-            return float(2 ** (int(number) / _PER_DOUBLING))
+            return float(2 ** (int(number) / PER_DOUBLING))
     return None
 
 
@@ -59,7 +61,7 @@ class _Slot:
 
 
 type _Sums = dict[str, float]
-type _RuleRow = tuple[str, str, str, str]  # see ROWS
+type _RuleRow = tuple[RuleName, str]  # and its provider; see ROWS
 # How many exchanges of each process someone has seen, by the name of its `Live`.
 type Cursor = Mapping[str, int]
 
@@ -74,35 +76,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 _STATES = ("healthy", "probing", "ejected")
 
 
-@dataclass(frozen=True, slots=True)
-class TargetNow:
-    """A target of a rule, as it is now.
-
-    `route` is the route's name, or the host of a provider that answers without one; `host` is what
-    tells routes of one name in several namespaces apart. `share` is the part of the rule's requests
-    that the weight gives it while all targets are healthy, 0 to 1.
-    """
-
-    route: str
-    rule: str
-    provider: str
-    weight: int = 1
-    priority: int = 0
-    share: float = 1.0
-    state: Literal["healthy", "probing", "ejected"] = "healthy"
-    host: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """What no exchange tells: what is open, and how the targets are."""
-
-    requests: int = 0
-    streams: int = 0
-    targets: tuple[TargetNow, ...] = ()
-
-
-_NOTHING = Now()
+_NOTHING = Reading()
 
 
 class Live:
@@ -117,7 +91,7 @@ class Live:
         self._exchanges: deque[tuple[float, Exchange]] = deque(maxlen=LAST_EXCHANGES)
         self._rules: dict[_RuleRow, _Sums] = {}
         # The targets of each live rule; None: no one has told.
-        self._shares: dict[tuple[str, str, str], set[tuple[str, int, int]]] | None = None
+        self._shares: dict[RuleName, set[tuple[str, int, int]]] | None = None
         self._hosts: frozenset[str] = frozenset()  # of the live routes
         self._providers: frozenset[str] = frozenset()  # that live rules name
         self._models: dict[str, dict[str, _Sums]] = {}  # by provider
@@ -158,27 +132,22 @@ class Live:
         return self._slots[-1]
 
     def _row(self, exchange: Exchange) -> _RuleRow | None:
-        """Return the row of the rules that an exchange counts in; None: its rule is gone.
-
-        What has no route is named by its provider's host, as the targets are. What was refused
-        without either is one row: clients choose such hosts.
-        """
-        rule, provider = exchange.rule or "", exchange.provider or ""
-        host = exchange.route_host or ("" if exchange.route else exchange.provider_host) or ""
-        if not exchange.route and not host and exchange.host in self._hosts:
-            host = exchange.host
-        key = _cut(exchange.route or host), _cut(host), rule, provider
-        if rule and self._shares is not None:
-            targets = self._shares.get(key[:3], ())
+        """Return the row of the rules that an exchange counts in; None: its rule is gone."""
+        name, provider = name_of_decided(exchange), exchange.provider or ""
+        if name.rule and self._shares is not None:
+            targets = self._shares.get(name, ())
             if not targets or (provider and all(provider != one for one, *_ in targets)):
                 return None
-        return key
+        return name, provider
 
-    def _rule_sums(self, key: _RuleRow) -> _Sums:
-        lives = self._shares is not None and (key[2] or key[1] in self._hosts or not key[0])
-        if key not in self._rules and not lives and len(self._rules) >= _MAX_NAMES:
-            key = (OTHER,) * 4
-        return self._rules.setdefault(key, {})
+    def _rule_sums(self, row: _RuleRow) -> _Sums:
+        name, _ = row
+        lives = self._shares is not None and (
+            name.rule or name.host in self._hosts or not name.route
+        )
+        if row not in self._rules and not lives and len(self._rules) >= _MAX_NAMES:
+            row = (RuleName(OTHER, OTHER, OTHER), OTHER)
+        return self._rules.setdefault(row, {})
 
     def _model_sums(self, provider: str, model: str) -> _Sums:
         """Return the sums of a model, in whose favour the least used one may have to give way."""
@@ -194,26 +163,26 @@ class Live:
             _add(models.setdefault(OTHER, {}), models.pop(least))
         return models.setdefault(model, {})
 
-    def rules_live(self, targets: Iterable[TargetNow]) -> None:
+    def rules_live(self, targets: Iterable[TargetReading]) -> None:
         """Begin anew to count what goes where under rules whose targets have changed.
 
         Without it the actual split would be that of the old shares, beside the new ones.
         """
-        shares: dict[tuple[str, str, str], set[tuple[str, int, int]]] = {}
+        shares: dict[RuleName, set[tuple[str, int, int]]] = {}
         found = tuple(targets)
         for target in found:
             share = (target.provider, target.weight, target.priority)
-            shares.setdefault((target.route, target.host, target.rule), set()).add(share)
+            shares.setdefault(target.name, set()).add(share)
         known, self._shares = self._shares or {}, shares
         self._hosts = frozenset(target.host for target in found)
         self._providers = frozenset(target.provider for target in found)
         self._rules = {
-            key: sums
-            for key, sums in self._rules.items()
-            if known.get(key[:3]) == shares.get(key[:3])
+            (name, provider): sums
+            for (name, provider), sums in self._rules.items()
+            if known.get(name) == shares.get(name)
         }
 
-    def snapshot(self, after: Cursor | None = None, look: Now = _NOTHING) -> dict[str, Any]:
+    def snapshot(self, after: Cursor | None = None, look: Reading = _NOTHING) -> dict[str, Any]:
         """Return the state as plain data.
 
         `exchanges` come newest first, those that ended after the `cursor` of an earlier snapshot:
@@ -235,8 +204,8 @@ class Live:
             "slot_seconds": SLOT_SECONDS,
             "slots": [_plain(slot) for slot in self._slots if slot.start > oldest],
             "rules": [
-                dict(zip(ROWS["rules"], key, strict=True)) | sums
-                for key, sums in self._rules.items()
+                {**name._asdict(), "provider": provider, **sums}
+                for (name, provider), sums in self._rules.items()
             ],
             "models": [
                 {"provider": provider, "model": model, **sums}
@@ -323,10 +292,12 @@ def _worst(snapshots: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for target in (target for snapshot in snapshots for target in snapshot["targets"]):
         key = tuple(target[name] for name in ROWS["targets"])
-        known = found.setdefault(key, target)
-        if _STATES.index(target["state"]) > _STATES.index(known["state"]):
-            found[key] = target
+        found[key] = max(found.setdefault(key, target), target, key=_badness)
     return list(found.values())
+
+
+def _badness(target: dict[str, Any]) -> tuple[int, int]:
+    return _STATES.index(target["state"]), target["ejected_endpoints"]
 
 
 def _merged(snapshots: Iterable[dict[str, Any]], what: str) -> list[dict[str, Any]]:
@@ -345,7 +316,7 @@ def _counted(exchange: Exchange) -> _Sums:
     return {
         "requests": 0 if exchange.mirror else 1,
         "mirrored": 1 if exchange.mirror else 0,
-        "errors": 0 if exchange.mirror else int(_is_error(exchange)),
+        "errors": 0 if exchange.mirror else int(is_error(exchange.status, exchange.error)),
         "prompt_tokens": (usage and usage.prompt_tokens) or 0,
         "completion_tokens": (usage and usage.completion_tokens) or 0,
         "cost_usd": exchange.cost_usd or 0.0,
@@ -354,10 +325,6 @@ def _counted(exchange: Exchange) -> _Sums:
         "without_completion_tokens": int(usage is None or usage.completion_tokens is None),
         "without_price": int(exchange.cost_usd is None),
     }
-
-
-def _is_error(exchange: Exchange) -> bool:
-    return exchange.status is None or exchange.status >= _FIRST_ERROR or exchange.error is not None
 
 
 def _add(into: dict[str, Any], values: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ copy or a replay, has a trace of its own with a link to that of the client's.
 While an exchange is under way there is nothing but what its spans are called by; they are made of
 its record when it has ended. By a tracer of the SDK's they would cost far more.
 
-Strings that come from the network are cut and can be sent: a lone surrogate in one of them would
-cost the whole batch.
+Strings that come from the network are cut and well-formed: a lone surrogate in one of them would
+cost the whole batch, and the name of a span is made before the exchange is emitted.
 """
 
 import logging
@@ -45,6 +45,7 @@ from pointsman.telemetry.content import Content
 from pointsman.telemetry.conventions import OTHER, error_type, operation_name, provider_name
 from pointsman.telemetry.exchange import Attempt, Exchange
 from pointsman.telemetry.labels import NONE, outcome
+from pointsman.wellformed import well_formed
 
 _logger = logging.getLogger(__name__)
 
@@ -247,8 +248,7 @@ def _method(method: str) -> str:
 
 def _fit(text: str) -> str:
     """Return a text that can be sent, cut where it is no name."""
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return well_formed(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 def _fitting(values: _Values) -> _Attributes:

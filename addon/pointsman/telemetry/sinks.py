@@ -1,6 +1,7 @@
 """Everything that wants to know of each exchange: the log, the metrics, the traces, the page.
 
-What a sink does wrong costs neither a request nor another sink anything.
+What a sink does wrong costs neither a request nor another sink anything. They all get texts that
+can be encoded: what clients send is made so here, once.
 """
 
 import logging
@@ -31,6 +32,7 @@ class Sinks:
 
     def emit(self, exchange: Exchange) -> None:
         """Give the exchange to each. That one fails is told once, until it works again."""
+        exchange.make_well_formed()
         for name, sink in tuple(self._sinks.items()):
             try:
                 sink(exchange)

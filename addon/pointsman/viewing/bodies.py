@@ -4,7 +4,7 @@ Anything may stand in a body: what can't be read as the API's is shown as what i
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pointsman.protocols.api import Api, named
@@ -201,61 +201,40 @@ def show_answer(  # noqa: PLR0913 (all that is known of an answer)
     view = _VIEWS.get(api.name) if api else None
     if api is None or view is None:
         return outline(told | _unread(data, None if event_stream else load(data)))
-    if event_stream:
-        events, end, reader = _read_stream(api, data)
-        body = view.fold(events)
-        told["stream"] = _stream(events, end, len(data), reader)
-    else:
-        reader, body = _read(api, data), load(data)
-        if api.name == "gemini" and data[:_SNIFFED].lstrip()[:1] == b"[":
-            whole, body = isinstance(body, list), _chunks(body, data)
-            told["stream"] = f"{len(body):,} objects" + ("" if whole else ", cut short")
-            body = gemini.merge(body)
-    if not isinstance(body, dict):
-        return outline(told | _unread(data, body))
-    return outline(told | _answer(view, body, reader, way, event_stream=event_stream))
+    read = _read(data, api, view, event_stream=event_stream)
+    if read.stream:
+        told["stream"] = read.stream
+    if not isinstance(read.body, dict):
+        return outline(told | _unread(data, read.body))
+    return outline(told | _answer(view, read.body, read.reader, way, event_stream=event_stream))
 
 
 def said(data: bytes, api: Api | None, *, event_stream: bool) -> str:
     """Return what an answer says, as text; empty where it says nothing that can be read."""
-    if api is None or api.name not in _VIEWS:
+    view = _VIEWS.get(api.name) if api else None
+    if api is None or view is None:
         return ""
-    body, _ = _read_body(data, api, event_stream=event_stream)
+    body = mapping(_read(data, api, view, event_stream=event_stream).body)
     if error := body.get("error"):
         return outline({"error": _error(error)}).strip()
-    messages = _VIEWS[api.name].answer(body)
+    messages = view.answer(body)
     return "\n".join(_part_text(part) for message in messages for part in message.parts)
 
 
 def messages(data: bytes, api: Api, *, event_stream: bool) -> list[Message]:
     """Return what an answer says, each message with the reason why it ended, if that is known."""
-    if api.name not in _VIEWS:
+    view = _VIEWS.get(api.name)
+    if view is None:
         return []
-    body, reader = _read_body(data, api, event_stream=event_stream)
-    found = _joined(_VIEWS[api.name].answer(body))
+    read = _read(data, api, view, event_stream=event_stream)
+    found = _joined(view.answer(mapping(read.body)))
     if len(found) == 1 and found[0].finish is None:
-        return [Message(found[0].role, found[0].parts, reader.finish_reason)]
+        return [Message(found[0].role, found[0].parts, read.reader.finish_reason)]
     return found
-
-
-def _read_body(data: bytes, api: Api, *, event_stream: bool) -> tuple[dict[str, Any], Reader]:
-    """Return an answer as its JSON object, a stream's put together, and what was read of it."""
-    if event_stream:
-        events, _, reader = _read_stream(api, data)
-        return mapping(_VIEWS[api.name].fold(events)), reader
-    body = load(data)
-    if api.name == "gemini" and data[:_SNIFFED].lstrip()[:1] == b"[":
-        body = gemini.merge(_chunks(body, data))
-    return mapping(body), _read(api, data)
 
 
 def _part_text(part: Node) -> str:
     return part if isinstance(part, str) else outline({"part": part}).strip()
-
-
-def _chunks(body: Any, data: bytes) -> list[Any]:
-    """Return the objects of a stream that is one JSON array; of a broken one, the whole ones."""
-    return body if isinstance(body, list) else gemini.array(data[:MAX_STREAM])
 
 
 def _answer(
@@ -291,9 +270,9 @@ def _joined(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         last = joined[-1] if joined else None
         if last and last.role == message.role and not (last.finish or message.finish):
-            joined[-1] = Message(last.role, [*last.parts, *message.parts])
+            last.parts.extend(message.parts)
         else:
-            joined.append(message)
+            joined.append(replace(message, parts=list(message.parts)))
     return joined
 
 
@@ -309,15 +288,36 @@ def _error(error: Any) -> Node:
     return {line(str(name)): json_node(value) for name, value in kept if value is not None}
 
 
-# --- streams --------------------------------------------------------------------------------------
+# --- what is read ---------------------------------------------------------------------------------
 
 
-def _read(api: Api, data: bytes) -> Reader:
-    """Read an answer as the proxy did: usage, model, how it ended."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An answer as it was read.
+
+    `body` is its JSON, of a stream what that comes to; `reader` knows usage, model and end, as the
+    proxy's does; `stream` says in words what stream it was, if it was one.
+    """
+
+    body: Any
+    reader: Reader
+    stream: str | None = None
+
+
+def _read(data: bytes, api: Api, view: _View, *, event_stream: bool) -> _Read:
+    if event_stream:
+        events, end, reader = _read_stream(api, data)
+        return _Read(view.fold(events), reader, _stream(events, end, len(data), reader))
     reader = api.reader(event_stream=False)
     reader.feed(data)
     reader.close()
-    return reader
+    body = load(data)
+    if api.name != "gemini" or data[:_SNIFFED].lstrip()[:1] != b"[":
+        return _Read(body, reader)
+    # A stream that is one JSON array; of a broken one, the whole objects.
+    chunks = body if isinstance(body, list) else gemini.array(data[:MAX_STREAM])
+    said = f"{len(chunks):,} objects" + ("" if chunks is body else ", cut short")
+    return _Read(gemini.merge(chunks), reader, said)
 
 
 def _read_stream(api: Api, data: bytes) -> tuple[list[Event], int, Reader]:

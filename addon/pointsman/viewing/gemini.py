@@ -23,6 +23,7 @@ from pointsman.viewing.messages import (
 from pointsman.viewing.outline import Node
 from pointsman.viewing.texts import clip, json_node, line, load, media
 
+_MOST_CANDIDATES = 50
 MOST_CHUNKS = 20_000
 
 
@@ -105,7 +106,7 @@ def _camel(name: str) -> str:
 def answer(body: dict[str, Any]) -> list[Message]:
     """Read the candidates, why the prompt was blocked, or an embedding."""
     messages = []
-    for candidate in objects(body.get("candidates")):
+    for candidate in objects(body.get("candidates"))[:_MOST_CANDIDATES]:
         message = _content(candidate.get("content") or {}, "model")
         messages.append(Message(message.role, message.parts, text(candidate.get("finishReason"))))
     if blocked := mapping(body.get("promptFeedback")).get("blockReason"):

@@ -22,6 +22,7 @@ from pointsman.viewing.bodies import conversation, messages
 from pointsman.viewing.messages import Message, Thing
 from pointsman.viewing.outline import Json, Node
 from pointsman.viewing.texts import line, size
+from pointsman.wellformed import well_formed_json
 
 MAX_ATTRIBUTE = 64 * 1024  # characters
 _MAX_ROLE = 60
@@ -126,20 +127,7 @@ def _dump(value: Any) -> str:
     try:
         return msgspec.json.encode(value).decode()
     except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError):
-        return msgspec.json.encode(_sayable(value)).decode()
-
-
-def _sayable(value: Any) -> Any:
-    """Return a JSON value without lone surrogates, which JSON may hold and UTF-8 may not."""
-    match value:
-        case str():
-            return value.encode(errors="replace").decode()
-        case dict():
-            return {_sayable(str(name)): _sayable(item) for name, item in value.items()}
-        case list():
-            return [_sayable(item) for item in value]
-        case _:
-            return value
+        return msgspec.json.encode(well_formed_json(value)).decode()
 
 
 # --- messages and parts ---------------------------------------------------------------------------

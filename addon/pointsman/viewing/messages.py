@@ -10,6 +10,7 @@ from pointsman.viewing.texts import clip, json_node, line, load, plain, some
 
 _MAX_ROLE = 60
 _MAX_TOOLS = 100
+_MOST_PARAMETERS = 12  # of a tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,6 @@ def tool(name: Any, description: Any, schema: Any) -> Node:
     shown = f"{line(str(name), _MAX_ROLE)}({', '.join(names)})"
     told = {"type": "function", "name": line(str(name)), "description": said}
     return Thing({shown: said or "(no description)"}, **told)
-
-
-_MOST_PARAMETERS = 12
 
 
 def tools(items: Any, render: Callable[[dict[str, Any]], list[Node]]) -> list[Node]:

@@ -21,6 +21,8 @@ from pointsman.viewing.messages import (
 from pointsman.viewing.outline import Json, Node
 from pointsman.viewing.texts import clip, json_node, line, load, media, plain
 
+_MOST_CHOICES = 50
+
 
 def chat_request(body: dict[str, Any]) -> Conversation:
     """Read a chat completion's request."""
@@ -148,9 +150,6 @@ def _inputs(name: str, value: Any) -> list[Message | Node]:
 def chat_answer(body: dict[str, Any]) -> list[Message]:
     """Read the choices of a completion."""
     return [_choice(choice) for choice in objects(body.get("choices"))[:_MOST_CHOICES]]
-
-
-_MOST_CHOICES = 50
 
 
 def _choice(choice: dict[str, Any]) -> Message:

@@ -1,7 +1,7 @@
 """OpenAI responses: requests, answers, and the events that build one."""
 
-from collections import defaultdict
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from pointsman.protocols.reader import mapping, objects, text
@@ -22,6 +22,8 @@ from pointsman.viewing.outline import Node
 from pointsman.viewing.texts import json_node, load, media
 
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_MOST_ITEMS = 200  # of an answer
+_MOST_PLACES = 2000  # that the text of a stream may grow in
 
 
 def request(body: dict[str, Any]) -> Conversation:
@@ -44,9 +46,6 @@ def answer(body: dict[str, Any]) -> list[Message]:
     if not isinstance(output, list):
         return []
     return [_item(item, {}, "assistant") for item in output[:_MOST_ITEMS]]
-
-
-_MOST_ITEMS = 200
 
 
 def _item(item: Any, names: dict[str, str], role: str) -> Message:  # noqa: PLR0911  one a kind
@@ -87,6 +86,7 @@ _GROWING = {
     "response.reasoning_text.delta": ("content", "reasoning_text"),
     "response.reasoning_summary_text.delta": ("summary", "summary_text"),
 }
+_TEXT_OF = {"refusal": "refusal"}  # the member that holds a part's text, where it is not `text`
 _ARGUMENTS = frozenset(
     {"response.function_call_arguments.delta", "response.custom_tool_call_input.delta"}
 )
@@ -108,8 +108,8 @@ class _Building:
         self._error: Any = None
         self._items: dict[int, dict[str, Any]] = {}
         self._whole: set[int] = set()
-        # By the item's index, its member, the type of the part and its place.
-        self._pieces: dict[tuple[int, str, str, int], list[str]] = defaultdict(list)
+        # By the item's index, its member, the place of the part and its type.
+        self._pieces: dict[tuple[int, str, int, str], list[str]] = {}
 
     def take(self, name: str, event: dict[str, Any]) -> None:
         kind, index = str(event.get("type")), event.get("output_index")
@@ -127,28 +127,35 @@ class _Building:
             if kind.endswith("done"):
                 self._whole.add(index)
         elif isinstance(delta, str) and kind in _ARGUMENTS:
-            self._pieces[index, "arguments", "", 0].append(delta)
+            self._add((index, "arguments", 0, ""), delta)
         elif isinstance(delta, str) and kind in _GROWING:
             place = event.get("content_index", event.get("summary_index"))
-            key = (index, *_GROWING[kind], place if isinstance(place, int) else 0)
-            self._pieces[key].append(delta)
+            member, part_type = _GROWING[kind]
+            self._add((index, member, place if isinstance(place, int) else 0, part_type), delta)
+
+    def _add(self, where: tuple[int, str, int, str], delta: str) -> None:
+        if where in self._pieces or len(self._pieces) < _MOST_PLACES:
+            self._pieces.setdefault(where, []).append(delta)
 
     def response(self) -> dict[str, Any]:
         response = dict(self._response)
         if not response.get("output"):
-            for (index, member, kind, place), said in sorted(self._pieces.items()):
+            grown = groupby(sorted(self._pieces.items()), key=lambda piece: piece[0][:2])
+            for (index, member), pieces in grown:
                 if index not in self._whole:
                     item = self._items.setdefault(index, {})
-                    _grow(item, member, kind, place, "".join(said))
+                    said = [(place, kind, "".join(parts)) for (*_, place, kind), parts in pieces]
+                    _grow(item, member, said)
             response["output"] = [item for _, item in sorted(self._items.items())]
         return response | ({"error": self._error} if self._error else {})
 
 
-def _grow(item: dict[str, Any], member: str, kind: str, place: int, said: str) -> None:
+def _grow(item: dict[str, Any], member: str, said: list[tuple[int, str, str]]) -> None:
+    """Put into an item what its member has grown to: the place of each part, its type, its text."""
     if member == "arguments":
         item.setdefault("type", "function_call")
-        item["arguments"] = said
+        item["arguments"] = said[0][2]
         return
-    parts = objects(item.get(member))[:place]
-    name = "refusal" if kind == "refusal" else "text"
-    item[member] = [*parts, {"type": kind, name: said}]
+    first = said[0][0]
+    grown = [{"type": kind, _TEXT_OF.get(kind, "text"): text} for _, kind, text in said]
+    item[member] = [*objects(item.get(member))[:first], *grown]

@@ -14,6 +14,7 @@ import msgspec
 from pointsman.protocols.usage import Usage
 from pointsman.routing.changes import BodyChange, Change
 from pointsman.telemetry.exchange import Attempt, Exchange, milliseconds, summary
+from pointsman.telemetry.verdicts import is_failed_over
 from pointsman.viewing.outline import Node
 from pointsman.viewing.texts import line
 
@@ -98,8 +99,8 @@ def outcome(exchange: Exchange) -> Outcome | None:
         return "refused" if exchange.error else None
     if exchange.error:
         return "failed"
-    providers = {attempt.provider for attempt in exchange.attempts}
-    return "failed-over" if len(providers) > 1 else "routed"
+    moved = is_failed_over(attempt.provider for attempt in exchange.attempts)
+    return "failed-over" if moved else "routed"
 
 
 def way_of(

@@ -147,7 +147,7 @@ const line = (one) => ({
   points: { size: 4, fill: one.color },
 });
 
-const short = (ms) => (ms < 1000 ? `${+ms.toFixed(2)} ms` : `${+(ms / 1000).toFixed(1)} s`);
+const short = (ms) => (Number(ms.toFixed(2)) < 1000 ? `${+ms.toFixed(2)} ms` : `${+(ms / 1000).toFixed(1)} s`);
 const rate = (value) => (value === null ? "–" : `${+value.toFixed(value < 10 ? 2 : 1)}/s`);
 
 // A provider may be called `constructor`.

@@ -22,6 +22,9 @@ const SEARCHED = [
   "response_model", "finish_reason",
 ];
 
+// Where the explanation takes the whole window, it is all that one can reach.
+const narrow = matchMedia("(max-width: 900px)");
+
 const byId = (id) => document.getElementById(id);
 const keyOf = (one) => JSON.stringify([one.timestamp, one.request_id, one.mirror ?? false]);
 const seconds = (one) => Date.parse(one.timestamp) / 1000;
@@ -174,6 +177,13 @@ export class Exchanges {
         byId("filter-text").focus();
       }
     });
+    narrow.addEventListener("change", () => {
+      if (!this.detail.open) return;
+      this.detail.close();
+      this.open();
+    });
+    // A browser has ways of its own to close what is modal, such as a phone's gesture.
+    this.detail.addEventListener("close", () => this.chosen && !this.detail.open && this.close());
     byId("filter").addEventListener("submit", (event) => event.preventDefault());
     byId("filter").addEventListener("input", () => this.filter(true));
     byId("hold").addEventListener("click", () => this.hold(!this.held));
@@ -219,16 +229,22 @@ export class Exchanges {
     const close = h("button", { type: "button", class: "close", "aria-label": "Close" }, "✕");
     close.addEventListener("click", () => this.close());
     this.detail.replaceChildren(close, ...explained(entry.one));
-    this.detail.hidden = false;
+    if (!this.detail.open) this.open();
     this.detail.scrollTop = 0;
     this.tick(this.now);
+  }
+
+  /** Show the explanation: beside the list, where the focus stays, or in its place. */
+  open() {
+    if (narrow.matches) this.detail.showModal();
+    else this.detail.setAttribute("open", "");
   }
 
   close() {
     const entry = this.rows.find(({ key }) => key === this.chosen);
     this.mark(false);
     this.chosen = null;
-    this.detail.hidden = true;
+    this.detail.close();
     this.detail.replaceChildren();
     if (entry && !entry.row.hidden) this.focus(entry);
     else byId("exchanges").focus();
@@ -293,7 +309,7 @@ const facts = (pairs) => h("dl", {}, pairs.filter(([, value]) => value !== null)
 
 function explained(one) {
   return [
-    h("h3", {}, statusBadge(one), " ", h("span", { class: "wrap" }, asked(one))),
+    h("h3", {}, statusBadge(one), " ", asked(one)),
     h("p", { class: "dim" }, h("time", { "data-at": seconds(one), title: moment(seconds(one)) }),
       ` · ${moment(seconds(one))}`),
     ...summary(one).map((said) => h("p", { class: "said" }, said)),

@@ -39,17 +39,22 @@ export function percent(share) {
 /** Milliseconds → "0.31 ms", "812 ms", "4.2 s", "3 min 5 s". */
 export function duration(ms) {
   if (unknown(ms)) return UNKNOWN;
-  if (ms < 10) return `${ms.toFixed(2)} ms`;
-  if (ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 60_000) return `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s`;
-  return `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1000)} s`;
+  const seconds = ms / 1000;
+  // What is shown decides on the unit: 999.6 ms is a second.
+  if (Number(ms.toFixed(2)) < 10) return `${ms.toFixed(2)} ms`;
+  if (Math.round(ms) < 1000) return `${Math.round(ms)} ms`;
+  if (Number(seconds.toFixed(2)) < 10) return `${seconds.toFixed(2)} s`;
+  if (Number(seconds.toFixed(1)) < 60) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 /** Bytes → "812 B", "4.1 kB". */
 export function bytes(value) {
   if (unknown(value)) return UNKNOWN;
   if (value < 1000) return `${value} B`;
-  return value < 1_000_000 ? `${(value / 1000).toFixed(1)} kB` : `${(value / 1e6).toFixed(1)} MB`;
+  const kilo = (value / 1000).toFixed(1);
+  return Number(kilo) < 1000 ? `${kilo} kB` : `${(value / 1e6).toFixed(1)} MB`;
 }
 
 /** Seconds since 1970, and the time now → "12 s ago". */
@@ -63,4 +68,4 @@ export function ago(then, now) {
 }
 
 /** Seconds since 1970 → a date and time here. */
-export const moment = (seconds) => day.format(new Date(seconds * 1000));
+export const moment = (seconds) => (Number.isFinite(seconds) ? day.format(new Date(seconds * 1000)) : UNKNOWN);

@@ -69,16 +69,21 @@ function showNotices({ ready, reasons, warnings }, config) {
     notices.push(notice("warn", "Draining", "Requests under way come to their end; clients are asked to use another connection."));
   }
   if (others.length && !ready) notices.push(notice("bad", "Not ready", list(others)));
+  const since = (faults) => moment(Date.parse(faults.since) / 1000);
   if (config?.refused) {
     notices.push(notice("bad", "A change of the rules was refused",
-      `The rules before it are live. Refused ${moment(Date.parse(config.refused.at) / 1000)}:`,
-      list(config.refused.problems)));
+      `What was last good stays live. Since ${since(config.refused)}:`, list(config.refused.problems)));
+  }
+  if (config?.outdated) {
+    notices.push(notice("warn", "The rules may be out of date",
+      `What is live stays. Since ${since(config.outdated)}:`, list(config.outdated.problems)));
   }
   if (config?.differingWorkers) {
     notices.push(notice("warn", "Processes differ",
       `Other rules are live in worker ${config.differingWorkers.join(", ")}.`));
   }
-  const rest = warnings.filter((warning) => !(config?.refused && warning.includes("/config")));
+  const told = config?.refused || config?.outdated;
+  const rest = warnings.filter((warning) => !(told && warning.includes("/config")));
   if (rest.length) notices.push(notice("warn", "Warnings", list(rest)));
   show(byId("notices"), notices);
 }
@@ -214,6 +219,14 @@ function ruleBlock(rule) {
     h("ul", {}, rows));
 }
 
+/** How many addresses a backend in the cluster has, and how they fare; null for what is none. */
+function endpointsOf({ endpoints, ejected_endpoints: ejected }) {
+  if (endpoints === null) return null;
+  if (endpoints === 0) return "no endpoint";
+  const all = `${exact(endpoints)} ${endpoints === 1 ? "endpoint" : "endpoints"}`;
+  return ejected ? `${exact(ejected)} of ${all} ejected` : all;
+}
+
 function targetRow(rule, target, total) {
   const row = rule.counts.get(target.provider);
   const requests = row?.requests ?? 0;
@@ -221,10 +234,14 @@ function targetRow(rule, target, total) {
   const known = rule.known?.rule.targets?.find((one) => one.provider === target.provider);
   const model = known?.call?.model;
   const standby = target.priority > 0 && target.share === 0;
+  const endpoints = endpointsOf(target);
+  const meaning = target.endpoints === 0 ? "there is no one to call" : MEANINGS[target.state];
   return h("li", { class: "target", "data-provider": target.provider },
     h("span", { class: "health", "data-state": target.state, role: "img",
-      "aria-label": target.state, title: `${target.state}: ${MEANINGS[target.state]}` }, SIGNS[target.state]),
-    h("span", { class: "to" }, target.provider, model ? h("span", { class: "dim" }, ` ${model}`) : null),
+      "aria-label": [target.state, endpoints].filter(Boolean).join(", "),
+      title: [`${target.state}: ${meaning}`, endpoints].filter(Boolean).join("; ") }, SIGNS[target.state]),
+    h("span", { class: "to" }, target.provider,
+      ...[model, endpoints].filter(Boolean).map((told) => h("span", { class: "dim" }, ` ${told}`))),
     h("span", { class: "bullet", "aria-hidden": "true" },
       h("span", { class: "actual", share: actual ?? 0, color: palette.of(target.provider) }),
       h("span", { class: "configured", share: target.share })),

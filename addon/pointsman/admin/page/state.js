@@ -1,14 +1,15 @@
 // What the proxy has told: one snapshot, and the changes that came after it.
 
-const ROWS = {
+// As pointsman.telemetry.live has them; a test compares them.
+export const ROWS = {
   slots: ["start"],
   rules: ["route", "host", "rule", "provider"],
   models: ["provider", "model"],
   targets: ["route", "host", "rule", "provider"],
 };
-const SLOTS_KEPT = 200;
-const LAST_EXCHANGES = 200;
-const PER_DOUBLING = 4; // as pointsman.telemetry.live has it
+export const SLOTS_KEPT = 200; // somewhat more than are drawn
+export const LAST_EXCHANGES = 200;
+export const PER_DOUBLING = 4;
 
 const keyOf = (row, names) => JSON.stringify(names.map((name) => row[name]));
 

@@ -13,6 +13,7 @@ export const FLAGS = {
   DC: "the client left",
   DPE: "the client's request can't be routed",
   OB: "observed only",
+  OM: "too many large requests at once",
   UAEX: "the host is not allowed",
   LR: "the proxy was stopped",
   IE: "a fault of Pointsman's",
@@ -20,6 +21,7 @@ export const FLAGS = {
 
 const FIRST_ERROR = 400;
 
+// What these two say is what pointsman.telemetry.verdicts says; a test compares them.
 export const isError = (one) => one.status === null || one.status >= FIRST_ERROR || Boolean(one.error);
 
 /** Whether another target than the first was asked. */

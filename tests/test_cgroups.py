@@ -1,12 +1,12 @@
-"""What `--workers auto` counts."""
+"""What a process may use."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from pointsman.sidecar import cores
-from pointsman.sidecar.cores import allowed_cores, cgroup_quota
+from pointsman import cgroups
+from pointsman.cgroups import allowed_cores, allowed_memory, cgroup_memory, cgroup_quota
 
 
 def cgroup(root: Path, path: str, **files: str) -> None:
@@ -54,5 +54,24 @@ def test_whole_cores_are_counted_and_at_least_one(
     monkeypatch: pytest.MonkeyPatch, affinity: int, quota: float | None, cores_allowed: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
-    monkeypatch.setattr(cores, "cgroup_quota", lambda *_: quota)
+    monkeypatch.setattr(cgroups, "cgroup_quota", lambda *_: quota)
     assert allowed_cores() == cores_allowed
+
+
+def test_the_tightest_limit_of_memory_counts(tmp_path: Path) -> None:
+    cgroup(tmp_path, "a", memory__max="1000")
+    cgroup(tmp_path, "a/b", memory__max="max")
+    assert cgroup_memory(tmp_path, own(tmp_path, "0::/a/b")) == 1000
+    cgroup(tmp_path, "memory/a", memory__limit_in_bytes="500")
+    assert cgroup_memory(tmp_path, own(tmp_path, "3:memory:/a", "0::/a/b")) == 500
+    assert cgroup_memory(tmp_path, own(tmp_path, "0::/c")) is None
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [(None, 4096 * 10), (5000, 5000), (10**9, 40960)])
+def test_memory_is_the_machines_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, allowed: int
+) -> None:
+    known = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}
+    monkeypatch.setattr(os, "sysconf", known.__getitem__)
+    monkeypatch.setattr(cgroups, "cgroup_memory", lambda *_: limit)
+    assert allowed_memory() == allowed
