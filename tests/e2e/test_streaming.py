@@ -49,10 +49,10 @@ class UntilSeen:
         first, second, *_, last, done = chat_events(ANSWER, include_usage=False)
         yield first.encode()
         for _ in range(MANY):
+            yield second.encode()
             if self.seen.is_set():
                 self.ended_by_client = True
                 break
-            yield second.encode()
         yield last.encode()
         yield done.encode()
 
