@@ -79,6 +79,23 @@ def test_one_who_is_redirected_stays_who_he_is() -> None:
     assert (os.geteuid(), os.getegid()) == before
 
 
+@pytest.mark.parametrize(
+    ("current", "excluded", "taken"),
+    [
+        (1000, set(), 1000),
+        (1000, {1000}, 65534),
+        (1000, {1000, 65534}, 65533),
+        (65534, {65534}, 65533),
+        (65533, {65533, 65534}, 65532),
+        (0, {0, 65534, 65532}, 65533),
+    ],
+)
+def test_one_who_is_not_becomes_the_highest_that_is(
+    current: int, excluded: set[int], taken: int
+) -> None:
+    assert redirect_probe._first_free(current, frozenset(excluded)) == taken
+
+
 def test_one_who_is_not_becomes_another_or_says_that_he_may_not() -> None:
     before = os.geteuid(), os.getegid()
     excluded = Excluded(frozenset({before[0], 65534}), frozenset({before[1]}))

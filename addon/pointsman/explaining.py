@@ -19,9 +19,9 @@ from pointsman.config.resources import authority
 from pointsman.config.table import RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.routing import matching
-from pointsman.routing.balancing import NoWeightError, affinity_value, choose_by_hash
+from pointsman.routing.balancing import NoWeightError, affinity_value
 from pointsman.routing.changes import BodyChange, body_changes, shown_headers
-from pointsman.routing.planning import shares
+from pointsman.routing.planning import order_of, shares
 from pointsman.routing.request import Body, ClientRequest, text
 from pointsman.routing.rewriting import DEFAULT_PORTS, rewrite
 
@@ -154,11 +154,11 @@ def explain(table: RoutingTable, request: ClientRequest) -> Explanation:
 
 
 def _targets(rule: Rule, affinity: str | None) -> list[tuple[Target, float]]:
-    if affinity is not None:
-        return [(choose_by_hash(rule.targets, affinity), 1.0)]
     if not any(target.weight for target in rule.targets):
         raise NoWeightError
-    return shares(rule.targets)
+    if affinity is not None:
+        return [(order_of(rule.targets, affinity)[0], 1.0)]
+    return [(target, share) for target, share in shares(rule.targets) if share]
 
 
 def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:

@@ -136,10 +136,9 @@ def as_redirected_user(excluded: Excluded) -> Iterator[None]:
 
 
 def _first_free(current: int, excluded: frozenset[int]) -> int:
-    number = current
-    while number in excluded:
-        number = NOBODY if number == current else number - 1
-    return number
+    if current not in excluded:
+        return current
+    return next(number for number in range(NOBODY, 0, -1) if number not in excluded)
 
 
 def listen(family: Family, ports: Sequence[int], stack: ExitStack) -> list[socket.socket]:

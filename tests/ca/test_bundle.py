@@ -89,10 +89,13 @@ def test_java_reads_the_trust_store(tmp_path: Path) -> None:
     assert listed.stdout.count("trustedCertEntry") == written.count
 
 
-def test_the_directory_is_for_everyone_whatever_the_umask(tmp_path: Path) -> None:
+def test_what_is_made_is_for_everyone_whatever_the_umask(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o710)
     before = os.umask(0o077)
     try:
-        write_bundle(tmp_path / "out", generate())
+        write_bundle(there / "a" / "out", generate())
     finally:
         os.umask(before)
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    modes = [path.stat().st_mode & 0o777 for path in (there, there / "a", there / "a" / "out")]
+    assert modes == [0o710, 0o755, 0o755]

@@ -288,6 +288,15 @@ def test_two_host_headers_are_refused(
 
 
 @encrypted
+@pytest.mark.parametrize("port", ["0", "65536", "9" * 5000], ids=["0", "65536", "5000 digits"])
+def test_a_port_that_can_not_be_is_refused(stage: Stage, sni: str | None, port: str) -> None:
+    told = ask(stage.tunnel(sni=sni), request(f"{OURS}:{port}"))
+    assert_told(told, 400, "ambiguous_host")
+    stage.assert_nothing_sent()
+    assert_entry(stage.proxy.entry(), status=400, flags=["DPE"], attempts=[])
+
+
+@encrypted
 def test_another_host_than_the_connections_is_refused(stage: Stage, sni: str | None) -> None:
     assert_told(ask(stage.tunnel(sni=sni), request("other.example")), 421, "misdirected")
     stage.assert_nothing_sent()

@@ -1,5 +1,7 @@
 """Copies of requests: sent beside the client's own, logged apart, and of no effect on it."""
 
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -7,12 +9,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect as ws_connect
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as ws_serve
 
 from pointsman.demo.authority import Authority
 from pointsman.demo.openai_answers import dump
 from pointsman.demo.provider import Call, Provider, Reply
 from pointsman.demo.server import ThreadedServer
+from tests.e2e.conftest import StartFar, StartProxy
 from tests.e2e.harness import (
+    DEADLINE,
     LOOPBACK,
     Far,
     Json,
@@ -302,3 +309,145 @@ def test_a_chunked_request_is_copied_whole(stage: Stage, client: httpx.Client) -
     assert said(answer)
     stage.entries()
     assert stage.copy.call().json()["messages"] == stage.own.call().json()["messages"]
+
+
+# --- with a proxy of their own --------------------------------------------------------------------
+
+
+def mirrored(own: Far, copy: Far, **spec: object) -> tuple[Json, ...]:
+    """Return rules by which all of `both.test` goes to one provider and is copied to the other."""
+    return (
+        own.manifest(configs=openai_config(apiKey=KEYS["OWN_KEY"])),
+        copy.manifest(**{"configs": openai_config(apiKey=KEYS["COPY_KEY"]), **spec}),
+        llm_route("both", "both.test", to("own.example", mirror={"providerHost": "copy.example"})),
+    )
+
+
+@pytest.fixture
+def own(start_far: StartFar) -> Far:
+    return start_far("own", "own.example")
+
+
+@pytest.fixture
+def copy(start_far: StartFar) -> Far:
+    return start_far("copy", "copy.example")
+
+
+def ask_plainly(proxy: Proxy) -> None:
+    with proxy.client() as client:
+        assert said(client.post("http://both.test/v1/chat/completions", json=chat(model="m")))
+
+
+@pytest.mark.parametrize(
+    ("limit", "reply", "wanted"),
+    [
+        ("firstByte", Reply(body=b"{}", delay=DEADLINE), {"status": None, "flags": ["UT"]}),
+        (
+            "idle",
+            Reply(body=[b'{"half', b"}"], chunk_delay=DEADLINE),
+            {"status": 200, "flags": ["SI"]},
+        ),
+    ],
+)
+def test_a_copy_has_its_providers_time_limits(
+    *,
+    start_proxy: StartProxy,
+    own: Far,
+    copy: Far,
+    tmp_path: Path,
+    limit: str,
+    reply: Reply,
+    wanted: Json,
+) -> None:
+    copy.provider.replies.append(reply)
+    proxy = start_proxy(
+        write_rules(tmp_path / "rules", *mirrored(own, copy, timeouts={limit: "100ms"}))
+    )
+    ask_plainly(proxy)
+    entries = proxy.logged(2)
+    assert_entry(next(entry for entry in entries if "mirror" in entry), **wanted)
+
+
+def test_a_copy_trusts_the_ca_file_as_it_is_now(
+    start_proxy: StartProxy, own: Far, copy: Far, authority: Authority, tmp_path: Path
+) -> None:
+    pinned, stranger = tmp_path / "pinned.pem", tmp_path / "stranger"
+    stranger.mkdir()
+    trusted, other = authority.certificate, Authority(stranger).certificate
+    shutil.copy(trusted, pinned)
+    rules = mirrored(own, copy, tls={"caFile": str(pinned)})
+    proxy = start_proxy(write_rules(tmp_path / "rules", *rules))
+    for file, status in ((trusted, 200), (other, None), (trusted, 200)):
+        shutil.copy(file, pinned)
+        ask_plainly(proxy)
+        copied = next(entry for entry in proxy.logged(2) if "mirror" in entry)
+        assert_entry(copied, status=status)
+    copy.calls(2)
+
+
+@pytest.mark.parametrize(
+    ("option", "status"),
+    [
+        ("ssl_verify_upstream_trusted_ca={}", 200),
+        ("ssl_insecure=true", 200),
+        ("llm_observe=false", None),
+    ],
+)
+def test_a_copy_trusts_whom_mitmproxy_trusts(
+    *,
+    start_proxy: StartProxy,
+    own: Far,
+    copy: Far,
+    authority: Authority,
+    tmp_path: Path,
+    option: str,
+    status: int | None,
+) -> None:
+    rules = mirrored(own, copy, tls=None)
+    given = option.format(authority.certificate)
+    proxy = start_proxy(write_rules(tmp_path / "rules", *rules), "--set", given)
+    ask_plainly(proxy)
+    assert_entry(next(e for e in proxy.logged(2) if "mirror" in e), status=status)
+
+
+def test_nothing_is_copied_past_an_upstream_proxy(
+    start_proxy: StartProxy, own: Far, copy: Far, tmp_path: Path
+) -> None:
+    (tmp_path / "none").mkdir()
+    company = start_proxy(tmp_path / "none")
+    rules = write_rules(tmp_path / "rules", *mirrored(own, copy))
+    proxy = start_proxy(rules, mode=f"upstream:{company.url}")
+    proxy.says("nothing is mirrored")
+    for _ in range(2):
+        ask_plainly(proxy)
+    own.calls(2)
+    copy.calls(0)
+    assert all("mirror" not in entry for entry in proxy.logged(2))
+    proxy.says("mirrored requests are dropped: they would have to go by the upstream proxy")
+
+
+def test_a_websocket_is_not_copied(
+    start_proxy: StartProxy, own: Far, copy: Far, tmp_path: Path
+) -> None:
+    """What follows its handshake is no HTTP, which a copy could not follow."""
+
+    def echo(conn: ServerConnection) -> None:
+        for message in conn:
+            conn.send(message)
+
+    with ws_serve(echo, LOOPBACK, 0) as far:
+        thread = threading.Thread(target=far.serve_forever, daemon=True)
+        thread.start()
+        address = f"{LOOPBACK}:{far.socket.getsockname()[1]}"
+        own_rules, *others = mirrored(own, copy)
+        own_rules["spec"].update(scheme="http", address=address, tls=None)
+        proxy = start_proxy(write_rules(tmp_path / "rules", own_rules, *others))
+        url = "ws://both.test/v1/realtime?model=m"
+        with ws_connect(url, proxy=proxy.url, open_timeout=DEADLINE) as conn:
+            for message in ("hello", "again"):
+                conn.send(message)
+                assert conn.recv(DEADLINE) == message
+        far.shutdown()
+        thread.join(DEADLINE)
+    assert_entry(proxy.entry(), status=101)
+    copy.calls(0)

@@ -40,10 +40,11 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def redirect(*arguments: str) -> subprocess.CompletedProcess[str]:
+def redirect(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the script as anyone, where it may load nothing."""
     return subprocess.run(
         [str(REDIRECT), *arguments],
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -725,6 +726,35 @@ def test_check_fails_where_one_port_is_not_redirected(listening: Namespaces) -> 
     assert "ok: 192.0.2.1:80" in done.stdout
     assert ":443" in done.stderr
     assert listening.redirect("check", "-o", "443").returncode == 0
+    assert listening.redirect("check", "-o", "441-445").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "tried"),
+    [
+        ("", "80 443"),
+        ("-q *", "80 443"),
+        ("-q * -o 80", "443"),
+        ("-o 441-445", "80"),
+        ("-o 80 -q 80-90", "81 90"),
+        ("-o 80-84,85,89-100 -q 80-90", "86 88"),
+        ("-o 80-82,84-90 -q 80-90", "83"),
+        ("-o 1-79,81-65535 -q 1-65535", "80"),
+        ("-o 8-9 -q 80,90", "80 90"),
+        ("-o 80-90 -q 80-90,443", "443"),
+        ("-q 53", "53"),
+    ],
+)
+def test_check_tries_the_ports_that_are_redirected(options: str, tried: str) -> None:
+    done = redirect("check", *options.split(), PYTHON="echo")
+    ports = [line.partition(" --port ")[2].split()[0] for line in done.stdout.splitlines()]
+    assert ports == tried.split()
+
+
+def test_check_says_that_nothing_is_left() -> None:
+    done = redirect("check", "-q", "80-90", "-o", "80-85,86-90", PYTHON="echo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "every port is excluded" in done.stderr
 
 
 @root

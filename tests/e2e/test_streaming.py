@@ -144,6 +144,28 @@ def test_a_stream_of_a_provider_without_configs_is_left_alone(
     assert_entry(pointsman.entry(), stream=True, usage_source=None, total_tokens=None)
 
 
+INVOCATIONS = "/serving-endpoints/llama/invocations"  # where Databricks serves chat completions
+
+
+@pytest.mark.parametrize("path", ["/", INVOCATIONS, "/v1/chat/completions"])
+def test_counting_is_invisible_whatever_the_chat_endpoints_path(
+    start_proxy: StartProxy, start_far: StartFar, tmp_path: Path, path: str
+) -> None:
+    far = start_far("odd", "odd.example")
+    far.provider.script = same_answer
+    rules = far.manifest(path=INVOCATIONS, configs=openai_config(model="small"))
+    proxy = start_proxy(write_rules(tmp_path / "rules", rules))
+    with proxy.client() as client:
+        answer = client.post(f"http://odd.example{path}", json=chat(stream=True))
+    call = far.call()
+    assert call.path == INVOCATIONS
+    assert asks_for_usage(call)
+    assert answer.content == b"".join(e.encode() for e in chat_events(ANSWER, include_usage=False))
+    assert_entry(
+        proxy.entry(), request_prompt_tokens=3, request_completion_tokens=4, finish_reason="stop"
+    )
+
+
 def test_usage_in_a_stream_that_breaks_off_is_partial(pointsman: Proxy, openai: Far) -> None:
     *events, _done = chat_events(ANSWER, include_usage=True)
     openai.provider.replies.append(
@@ -208,6 +230,7 @@ def test_a_provider_that_refuses_to_be_asked_is_asked_again_without(
         assert sse(client.post(url, json=body).content)
         assert refusing.call().json() == body, "it is not asked a second time"
         assert len(proxy.entry()["attempts"]) == 1
+    assert proxy.out.text().count("refuses to be asked for the usage of streams") == 1
 
 
 def test_a_refusal_for_another_reason_reaches_the_client(

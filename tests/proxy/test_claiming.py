@@ -55,6 +55,12 @@ def refusal(*hosts: str, authority: str = "", around: Context) -> type[RequestEr
         ("[2001:db8::1]:443", "2001:db8::1", 443),
         ("[2001:db8::1]", "2001:db8::1", None),
         ("llm.test:http", "llm.test", None),
+        ("llm.test:65535", "llm.test", 65535),
+        ("llm.test:65536", "llm.test", None),
+        ("llm.test:0", "llm.test", None),
+        ("llm.test:" + 5000 * "9", "llm.test", None),
+        ("llm.test:\u0664\u0664", "llm.test", None),
+        ("443", "443", None),
         ("", "", None),
     ],
 )
@@ -72,6 +78,20 @@ def test_a_host_with_two_dots_at_its_end_is_refused() -> None:
     found = claim(TABLE, made, around, HTTPMode.regular)
     assert found
     assert isinstance(found[2], AmbiguousHostError)
+
+
+@pytest.mark.parametrize("mode", [HTTPMode.transparent, HTTPMode.regular])
+def test_a_host_with_a_port_that_can_not_be_is_refused(mode: HTTPMode) -> None:
+    for port, refused in ((443, False), (0, True), (65536, True), ("9" * 5000, True)):
+        name = f"llm.test:{port}"
+        for made in (
+            request(name, host="llm.test"),
+            request(authority=name, host="llm.test"),
+            request("llm.test", authority=name, host="llm.test"),
+        ):
+            found = claim(TABLE, made, context(), mode)
+            assert found
+            assert isinstance(found[2], AmbiguousHostError) is refused
 
 
 @pytest.mark.parametrize(

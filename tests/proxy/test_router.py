@@ -262,6 +262,15 @@ class TestUsage:
         assert not router.asks_usage(replace(A, path="/other", weight=7))
         assert router.asks_usage(B)
 
+    def test_the_log_tells_once_that_it_refuses(
+        self, router: Router, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for refusing in (A, A, B):
+            router.usage_refused(refusing)
+        first, second = caplog.messages
+        assert first.startswith("the provider a refuses to be asked for the usage")
+        assert second.startswith("the provider b ")
+
     def test_a_reload_asks_again(self, router: Router) -> None:
         router.usage_refused(A)
         router.go_live(RoutingTable())
@@ -272,6 +281,22 @@ class TestUsage:
         router.usage_accepted(A)
         assert not router.suspects_usage(A)
         assert router.suspects_usage(B)
+
+
+def test_an_answer_that_can_not_be_read_in_full_is_told_once_and_not_quoted(
+    router: Router, caplog: pytest.LogCaptureFixture
+) -> None:
+    for host in ("a.test", "a.test", "b.test"):
+        router.tell_fault(host, KeyError("a prompt"))
+    assert [message.partition(" could")[0] for message in caplog.messages] == [
+        "an answer of a.test",
+        "an answer of b.test",
+    ]
+    assert "KeyError" in caplog.text
+    assert "a prompt" not in caplog.text
+    router.go_live(RoutingTable())
+    router.tell_fault("a.test", KeyError())
+    assert len(caplog.messages) == 3
 
 
 class Request:
@@ -332,14 +357,7 @@ each_error = pytest.mark.parametrize(("error", "status", "flag"), ERRORS)
 
 def body_of(error: type[RequestError], path: str) -> dict[str, object]:
     api = detect("POST", path)
-    raw = error_body(
-        api.name if api else None,
-        status=error.status,
-        message='Say "é".',
-        kind=error.kind,
-        code=error.code,
-        param=error.param,
-    )
+    raw = error_body(error('Say "é".'), api.name if api else None)
     decoded: dict[str, object] = json.loads(raw)
     return decoded
 

@@ -8,15 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.config.resources import Affinity
-from pointsman.config.table import Rule, Target
+from pointsman.config.table import Target
 from pointsman.routing.balancing import (
     GOLDEN_RATIO,
     DrawSequence,
     NoWeightError,
     affinity_value,
-    choose,
-    choose_by_hash,
-    pick,
+    place,
+    rank_by_hash,
 )
 from pointsman.routing.request import Body, ClientRequest
 
@@ -35,6 +34,14 @@ CHAT = ClientRequest(
 
 def targets(*weights: int) -> tuple[Target, ...]:
     return tuple(Target(f"p{i}", f"p{i}.test", weight=w) for i, w in enumerate(weights))
+
+
+def choose(chosen: tuple[Target, ...], r: float) -> Target:
+    return chosen[place([target.weight for target in chosen], r)[0]]
+
+
+def first_by_hash(chosen: tuple[Target, ...], value: str) -> Target:
+    return rank_by_hash(chosen, value)[0]
 
 
 def draw(chosen: tuple[Target, ...], start: float, times: int) -> Counter[str]:
@@ -100,7 +107,7 @@ class TestShares:
         assert draws.draw() == pytest.approx(0.5 + 2 * GOLDEN_RATIO - 1)
 
 
-class TestChoose:
+class TestPlace:
     @pytest.mark.parametrize(
         ("weights", "r", "expected"),
         [
@@ -135,8 +142,7 @@ class TestChoose:
     def test_without_any_weight_there_is_nothing_to_choose(self, weights: tuple[int, ...]) -> None:
         with pytest.raises(NoWeightError):
             choose(targets(*weights), 0.5)
-        with pytest.raises(NoWeightError):
-            choose_by_hash(targets(*weights), "a")
+        assert rank_by_hash(targets(*weights), "a") == []
 
 
 class TestHash:
@@ -147,15 +153,15 @@ class TestHash:
         self, weights: list[int], value: str
     ) -> None:
         all_targets = targets(*weights)
-        chosen = choose_by_hash(all_targets, value)
+        chosen = first_by_hash(all_targets, value)
         assert chosen.weight > 0
-        assert choose_by_hash(all_targets[::-1], value) is chosen
+        assert first_by_hash(all_targets[::-1], value) is chosen
 
     @pytest.mark.parametrize("weights", [(1, 1), (70, 30), (1, 2, 7), (5, 0, 5)])
     def test_values_spread_by_weight(self, weights: tuple[int, ...]) -> None:
         times = 4000
         chosen = targets(*weights)
-        counts = Counter(choose_by_hash(chosen, f"user-{n}").host for n in range(times))
+        counts = Counter(first_by_hash(chosen, f"user-{n}").host for n in range(times))
         for target in chosen:
             share = target.weight / sum(weights)
             deviation = (times * share * (1 - share)) ** 0.5
@@ -164,8 +170,8 @@ class TestHash:
     def test_removing_a_target_moves_only_its_own_values(self) -> None:
         three = targets(50, 30, 20)
         for n in range(1000):
-            before = choose_by_hash(three, f"user-{n}")
-            after = choose_by_hash(three[:2], f"user-{n}")
+            before = first_by_hash(three, f"user-{n}")
+            after = first_by_hash(three[:2], f"user-{n}")
             assert after is before or before is three[2]
 
     def test_more_weight_for_a_target_moves_values_only_to_it(self) -> None:
@@ -173,7 +179,7 @@ class TestHash:
         after = (before[0], before[1], replace(before[2], weight=60))
         moved = 0
         for n in range(1000):
-            old, new = choose_by_hash(before, f"user-{n}"), choose_by_hash(after, f"user-{n}")
+            old, new = first_by_hash(before, f"user-{n}"), first_by_hash(after, f"user-{n}")
             if old.host != new.host:
                 assert new is after[2]
                 moved += 1
@@ -183,7 +189,7 @@ class TestHash:
         # These must not change: instances of one deployment are not updated at the same moment.
         three = targets(50, 30, 20)
         values = ("alice", "bob", "carol", "dave", "erin", "", "ü", "\udcff")
-        chosen = [choose_by_hash(three, value).provider for value in values]
+        chosen = [first_by_hash(three, value).provider for value in values]
         assert " ".join(chosen) == "p1 p1 p0 p2 p2 p1 p1 p0"
 
 
@@ -228,22 +234,3 @@ class TestAffinityValue:
     def test_a_body_that_is_no_object_has_no_value(self, raw: bytes) -> None:
         request = replace(CHAT, body=Body(raw, limit=100))
         assert affinity_value(affinity(bodyField="user"), request) is None
-
-
-class TestPick:
-    def test_with_affinity_the_draws_do_not_matter(self) -> None:
-        rule = Rule("r", "r", (), targets(1, 1), affinity(header="x-user"))
-        for name in (b"ann", b"bob", b"carol", b"dave"):
-            request = replace(CHAT, headers=((b"X-User", name),))
-            picked = {pick(rule, request, DrawSequence(n / 20)).host for n in range(20)}
-            assert picked == {choose_by_hash(rule.targets, name.decode()).host}
-
-    def test_without_the_value_the_target_is_drawn(self) -> None:
-        rule = Rule("r", "r", (), targets(1, 1), affinity(header="x-user"))
-        draws = DrawSequence(0.1)
-        counts = Counter(pick(rule, CHAT, draws).host for _ in range(10))
-        assert abs(counts["p0.test"] - counts["p1.test"]) <= 2
-
-    def test_a_rule_without_targets_has_nothing_to_pick(self) -> None:
-        with pytest.raises(NoWeightError):
-            pick(Rule("r", "r", (), ()), CHAT, DrawSequence(0.1))

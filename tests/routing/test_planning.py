@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from pointsman.config.backends import Backend, Endpoints
 from pointsman.config.resources import Affinity
 from pointsman.config.table import Ejection, RetryPolicy, Rule, Target
-from pointsman.routing.balancing import DrawSequence, NoWeightError, pick, place
+from pointsman.routing.balancing import (
+    DrawSequence,
+    NoWeightError,
+    affinity_value,
+    place,
+    rank_by_hash,
+)
 from pointsman.routing.health import Health
 from pointsman.routing.planning import (
     LONGEST_BACKOFF,
@@ -21,7 +27,10 @@ from pointsman.routing.planning import (
     backoff,
     condition,
     make_plan,
+    order_of,
     retry_after,
+    shares,
+    split,
     state_of,
 )
 from pointsman.routing.request import Body, ClientRequest
@@ -110,7 +119,7 @@ class TestFirstChoice:
         here, there, health = DrawSequence(start), DrawSequence(start), Health()
         for _ in range(1000):
             planned = make_plan(rule, CHAT, here.draw, health, 0)
-            assert planned.order[0] is pick(rule, CHAT, there)
+            assert planned.order[0] is rule.targets[place(weights, there.draw())[0]]
             assert not planned.skipped
 
     @given(rules(), requests)
@@ -259,6 +268,15 @@ class TestLastOneStanding:
         assert plan(rule, 0.9, health=health, now=31) == Plan((two[1], two[0]), (), 2)
 
 
+def test_shares_are_of_a_priority_and_a_split_is_of_all_while_the_first_is_healthy() -> None:
+    chosen = (*targets(3, 1, 0), *targets(0, priority=1), *targets(1, priority=2))
+    assert shares(chosen) == list(zip(chosen, (0.75, 0.25, 0, 0, 1), strict=True))
+    assert split(chosen) == list(zip(chosen, (0.75, 0.25, 0, 0, 0), strict=True))
+    later = chosen[2:]
+    assert split(later) == list(zip(later, (0, 0, 1), strict=True))
+    assert split(()) == shares(()) == []
+
+
 class TestAffinity:
     rule = rule_of(*targets(5, 3, 2), *targets(1, 1, priority=1), affinity=USER)
 
@@ -273,8 +291,15 @@ class TestAffinity:
     def test_it_is_the_one_of_balancing(self) -> None:
         rule = rule_of(*targets(5, 3, 2), affinity=USER)
         for n in range(200):
-            request = user(f"u{n}")
-            assert plan(rule, request=request).order[0] is pick(rule, request, DrawSequence(0))
+            planned = plan(rule, request=user(f"u{n}"))
+            assert planned.order == tuple(rank_by_hash(rule.targets, f"u{n}"))
+
+    @given(st.text(min_size=1).filter(str.strip))
+    def test_the_order_of_a_value_is_the_plans(self, name: str) -> None:
+        request = user(name)
+        value = affinity_value(USER, request)
+        assert value is not None
+        assert plan(self.rule, request=request).order == tuple(order_of(self.rule.targets, value))
 
     @given(st.integers(0, 10_000), st.sets(st.integers(0, 4)))
     def test_what_is_ejected_moves_no_one_else(self, n: int, down: set[int]) -> None:

@@ -321,6 +321,23 @@ def test_a_chat_request_is_a_post_to_the_root_or_a_chat_path(
     assert patches_body(to, request) is (expected and to.config is not None)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "api"),
+    [
+        ("/llama/invocations", "/llama/invocations", "openai-chat"),
+        ("/llama/invocations", "/", "openai-chat"),
+        ("/v1/completions", "/v1/completions", "openai-completions"),
+        ("/v1/chat/completions", "/v1/messages", "anthropic-messages"),
+        ("/v1/chat/completions", "/v1/unknown", None),
+    ],
+)
+def test_a_chat_endpoint_speaks_chat_unless_its_path_says_otherwise(
+    path: str, asked: str, api: str | None
+) -> None:
+    outgoing = rewrite(target(path=path), replace(CHAT, path=asked))
+    assert (outgoing.api.name if outgoing.api else None) == api
+
+
 # --- headers --------------------------------------------------------------------------------------
 
 CLIENT_CREDENTIALS: Headers = (

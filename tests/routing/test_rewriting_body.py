@@ -108,6 +108,51 @@ class TestBytes:
         assert rewrite(target(), request).body is raw
         assert rewrite(ACCOUNTING, request).body is raw
 
+    @pytest.mark.parametrize(
+        ("raw", "sent"),
+        [
+            (
+                b'{"model":"dear", "messages": [ 1 ],"model":"m","stream":false}',
+                b'{"model":"m","messages":[ 1 ],"stream":false}',
+            ),
+            (b'{"stream":true,"model":"m","stream":false}', b'{"stream":false,"model":"m"}'),
+            (
+                b'{"mod\\u0065l":"dear","model":"m","stream":false}',
+                b'{"model":"m","stream":false}',
+            ),
+            (
+                '{"model":"dear","model":"m","stream":false}'.encode("utf-16"),
+                b'{"model":"m","stream":false}',
+            ),
+        ],
+        ids=["plain", "stream", "escaped", "utf-16"],
+    )
+    def test_an_owned_field_that_stands_twice_is_sent_once(self, raw: bytes, sent: bytes) -> None:
+        """A provider may take the first one where our decision took the last."""
+        outgoing = rewrite(target(model="m", stream=False), chat(raw))
+        assert outgoing.body == sent
+        assert header(outgoing, b"content-length") == [b"%d" % len(sent)]
+
+    def test_so_is_a_parameter_that_the_rules_have_a_default_for(self) -> None:
+        raw = b'{"model":"m","n":1,"n":2}'
+        assert rewrite(target(params_default={"n": 0}), chat(raw)).body == b'{"model":"m","n":2}'
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b'{"model":"m","messages":[{"role":"model","model":1}],"stream":false}',
+            b'{"x":1, "x":2,"model":"m","stream":false}',
+            b'{"model":"m","user":"\\u0041","stream":false}',
+        ],
+        ids=["deeper", "not owned", "escaped"],
+    )
+    def test_a_name_that_stands_elsewhere_too_changes_nothing(self, raw: bytes) -> None:
+        assert rewrite(target(model="m", stream=False), chat(raw)).body is raw
+
+    def test_without_a_config_nothing_is_owned(self) -> None:
+        raw = b'{"model":"dear","model":"m"}'
+        assert rewrite(ACCOUNTING, chat(raw)).body is raw
+
     @given(bodies)
     def test_a_second_rewrite_knows_nothing_of_the_first(self, fields: dict[str, str]) -> None:
         request = chat(written({"model": '"m"', **fields}, " "))

@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,31 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_has_stays(confd
     (left / "file").touch()
     with runtime.folder(confdir) as first, runtime.folder(confdir) as second:
         assert sorted(confdir.iterdir()) == sorted([first, second])
+
+
+def test_a_run_that_begins_at_the_same_moment_takes_nothing_away(
+    confdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins where the first one has made its folder and not locked it yet."""
+    mkdtemp = tempfile.mkdtemp
+
+    def begin() -> None:
+        with runtime.folder(confdir):
+            pass
+
+    other = threading.Thread(target=begin)
+
+    def made(**how: Any) -> str:
+        folder: str = mkdtemp(**how)
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(0.2)  # it waits; if it did not, it would be done by now
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    with runtime.folder(confdir) as folder:
+        other.join()
+        assert folder.is_dir()
 
 
 def test_a_confdir_that_cannot_be_written_is_told_with_the_mend(tmp_path: Path) -> None:

@@ -78,7 +78,11 @@ def test_root_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         (Given(arguments=["--listen-port=1"]), "a sidecar takes --port"),
         (Given(arguments=["--listen-host", "::"]), "a sidecar takes --listen"),
         (Given(arguments=["--set", "confdir=x"]), "a sidecar takes --confdir"),
-        (Given(arguments=["--set=mode=socks5"]), "a sidecar takes --mode"),
+        (Given(arguments=["--set=mode=socks5"]), "a sidecar takes --mode in its place"),
+        (Given(arguments=["--mode", "regular"]), "--mode: a sidecar takes --mode before the --"),
+        (Given(arguments=["--mode=regular@9"]), "--mode=regular@9: a sidecar takes --mode before"),
+        (Given(arguments=["-m", "regular"]), "-m: a sidecar takes --mode before the --"),
+        (Given(arguments=["-qmregular"]), "-qmregular: a sidecar takes --mode before the --"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_mend(given: Given, said: str) -> None:

@@ -69,9 +69,7 @@ def write_bundle(directory: Path, authority: Authority, roots: Path | None = Non
     certificates = {**_certificates(source, _read(source)), **dict(_decoded(ours))}
     pem = b"".join(block + b"\n" for block in certificates.values())
     try:
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            directory.chmod(0o755)  # whatever the umask: applications have another user
+        _make(directory)
         replace_file(directory / OURS, ours, 0o644)
         replace_file(directory / BUNDLE, pem, 0o644)
         replace_file(directory / JAVA, _java_trust_store(certificates), 0o644)
@@ -80,6 +78,14 @@ def write_bundle(directory: Path, authority: Authority, roots: Path | None = Non
             f"{directory}: can't be written ({error.strerror}); choose another directory with --out"
         ) from None
     return Bundle(directory, source, len(certificates))
+
+
+def _make(directory: Path) -> None:
+    """Make a directory that all may read, whatever the umask: applications have another user."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def system_roots() -> Path:

@@ -235,7 +235,7 @@ class _Resolver:
         ca_file = None
         if tls.ca_file is not None:
             ca_file = str(self._document.folder / tls.ca_file)
-            if not self._without_keys and (fault := _certificate_fault(ca_file)):
+            if not self._without_keys and (fault := certificate_fault(ca_file)):
                 location = ("spec", "tls", "caFile")
                 # Without it no connection to the provider is trusted; nothing passes unverified.
                 found = self.missing if self._later is Later.ALL else self.problems
@@ -302,7 +302,8 @@ class _Resolver:
             return None
 
 
-def _certificate_fault(ca_file: str) -> str | None:
+def certificate_fault(ca_file: str) -> str | None:
+    """Return why a file does not tell whom to trust; None where it does."""
     try:
         if not S_ISREG(Path(ca_file).stat().st_mode):  # opening a pipe would wait for its writer
             return f"{ca_file} is not a file; give the certificates' own"

@@ -3,7 +3,7 @@
 Pure: no mitmproxy, no clock, no I/O, and nothing of the content is kept or logged.
 """
 
-from pointsman.protocols.api import Api, detect, model_in_path, streams_by_path
+from pointsman.protocols.api import CHAT, Api, detect, model_in_path, streams_by_path
 from pointsman.protocols.encoding import (
     SUPPORTED,
     Decoder,
@@ -16,6 +16,7 @@ from pointsman.protocols.reader import Reader
 from pointsman.protocols.usage import Usage
 
 __all__ = [
+    "CHAT",
     "SUPPORTED",
     "Api",
     "Decoder",

@@ -32,9 +32,10 @@ class Api:
         return self.reader_type(event_stream=event_stream)
 
 
+CHAT = Api("openai-chat", ChatReader)
 _GEMINI = Api("gemini", GeminiReader)
 _BY_PATH_END = {  # the first one counts
-    "/chat/completions": Api("openai-chat", ChatReader),
+    "/chat/completions": CHAT,
     "/completions": Api("openai-completions", ChatReader),
     "/embeddings": Api("openai-embeddings", EmbeddingsReader),
     "/responses": Api("openai-responses", ResponsesReader),

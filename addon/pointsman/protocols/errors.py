@@ -2,6 +2,8 @@
 
 import msgspec
 
+from pointsman.errors import RequestError
+
 # https://docs.anthropic.com/en/api/errors and https://cloud.google.com/apis/design/errors
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -20,17 +22,15 @@ _GOOGLE_STATUS = {
 }
 
 
-def error_body(  # noqa: PLR0913 (the members of the three shapes)
-    api: str | None, *, status: int, message: str, kind: str, code: str, param: str | None = None
-) -> bytes:
+def error_body(error: RequestError, api: str | None) -> bytes:
     """Return the JSON body of an error.
 
-    `api` is the name of the API (see `detect`); unknown APIs get OpenAI's shape. `kind` and `code`
-    are OpenAI's `type` and `code`.
+    `api` is the name of the API (see `detect`); unknown APIs get OpenAI's shape.
     """
+    status, message = error.status, str(error)
     if api == "anthropic-messages":
-        error = {"type": _ANTHROPIC_TYPES.get(status, "api_error"), "message": message}
-        return msgspec.json.encode({"type": "error", "error": error})
+        anthropic = {"type": _ANTHROPIC_TYPES.get(status, "api_error"), "message": message}
+        return msgspec.json.encode({"type": "error", "error": anthropic})
     if api == "gemini":
         google = {
             "code": status,
@@ -38,5 +38,5 @@ def error_body(  # noqa: PLR0913 (the members of the three shapes)
             "status": _GOOGLE_STATUS.get(status, "INTERNAL"),
         }
         return msgspec.json.encode({"error": google})
-    openai = {"message": message, "type": kind, "param": param, "code": code}
+    openai = {"message": message, "type": error.kind, "param": error.param, "code": error.code}
     return msgspec.json.encode({"error": openai})

@@ -27,7 +27,7 @@ from pointsman.kubernetes.backends import BACKENDS_SECONDS, ClusterBackends
 from pointsman.kubernetes.rules import own_namespace
 from pointsman.proxy import contentviews, tuning
 from pointsman.proxy.commands import Commands
-from pointsman.proxy.connections import ConnectTimeouts, ProviderConnection
+from pointsman.proxy.connections import ConnectTimeouts
 from pointsman.proxy.draining import Drain
 from pointsman.proxy.egress import guarded_hosts, refuse_raw, refuse_tls
 from pointsman.proxy.endpoint import Endpoint, refuse_change
@@ -52,7 +52,8 @@ from pointsman.proxy.relayed import Relayed
 from pointsman.proxy.replays import carry_replays
 from pointsman.proxy.router import Router
 from pointsman.proxy.rules import CLUSTER, Rules, rules_of
-from pointsman.proxy.upstream_tls import start_tls
+from pointsman.proxy.upstream_tls import OPTIONS as TLS_OPTIONS
+from pointsman.proxy.upstream_tls import trust_of
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.cost import load_prices
 
@@ -148,6 +149,8 @@ class Pointsman:
             self.router.bodies.most = body_memory(ctx.options.llm_body_memory)
         if "llm_observe" in updated:
             self.router.observe = ctx.options.llm_observe
+        if updated & TLS_OPTIONS:
+            self.router.mirrors.trust = trust_of(ctx.options)
         if self._running:
             refuse_change(updated)
         if "llm_drain_timeout" in updated:
@@ -282,6 +285,11 @@ class Pointsman:
             self._relayed.rules_live(ctx.master, self.router.table)
         for warning in loaded.warnings:
             logger.warning("%s", warning)
+        upstream = any(mode.startswith("upstream:") for mode in ctx.options.mode)
+        if upstream and any(rule.mirror for _, rule in loaded.table.rules()):
+            logger.warning(
+                "with mode upstream: nothing is mirrored: no copy may go past that proxy"
+            )
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
         logger.info(
             "rules live from %s: %d providers, %d routes%s",
@@ -359,11 +367,6 @@ class Pointsman:
         if leave_encrypted(self.router.table, data):
             data.ignore_connection = True
             self._relayed.note(data.context.client, names_of(data))
-
-    def tls_start_server(self, tls_start: tls.TlsData) -> None:
-        """Use the provider's own TLS settings."""
-        if isinstance(tls_start.conn, ProviderConnection):
-            start_tls(tls_start, tls_start.conn.settings)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Bound how long the connection takes, and let none lead to our own endpoint."""

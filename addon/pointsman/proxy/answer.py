@@ -9,12 +9,14 @@ import logging
 
 from pointsman.protocols import Api, Reader
 from pointsman.protocols.encoding import Decoder, Undecodable, stream_decoder
+from pointsman.proxy.faults import log_fault
 from pointsman.telemetry.cost import cost_usd
 from pointsman.telemetry.exchange import Exchange, UsageSource, name_of
 
 _logger = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
+SUCCESS = range(200, 300)
 
 
 class Answer:
@@ -36,6 +38,13 @@ class Answer:
             return  # passed on unread; usage stays unknown
         self.filters = filter_usage and self.event_stream and self._decoder is None
         self.reader = api.reader(event_stream=self.event_stream, filter_usage=self.filters)
+
+    @property
+    def opening(self) -> bool:
+        """Whether it is a stream whose first content is still to come."""
+        if not self.event_stream or self.reader is None:
+            return False
+        return not (self.reader.content_started or self.reader.complete)
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk; return what the client gets now."""
@@ -76,8 +85,8 @@ class Answer:
                 self.reader.close()
         except ValueError:
             self.reader = None  # what can't be decoded stays unread
-        except Exception:
-            _logger.exception("an answer could not be read; its usage is unknown")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(_logger, "an answer could not be read; its usage is unknown", fault)
             self.reader = None
 
     def _decoded(self, chunk: bytes, *, end: bool) -> bytes:

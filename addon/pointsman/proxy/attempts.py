@@ -42,6 +42,7 @@ from pointsman.errors import (
     UpstreamResetError,
     UpstreamTimeoutError,
 )
+from pointsman.proxy.answer import SUCCESS
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
 from pointsman.proxy.http2 import UnprocessedError
 from pointsman.proxy.routed import Call, RoutedRequest
@@ -52,7 +53,6 @@ from pointsman.routing.planning import condition, retry_after
 _UNPROCESSABLE = frozenset({400, 422})
 _DRAIN_SECONDS = 5.0
 _MAX_HELD = 256 * 1024  # bytes of an answer that are held back
-_SUCCESS = range(200, 300)
 
 type _Action = Callable[[RoutedRequest], layer.CommandGenerator[None]]
 
@@ -350,7 +350,7 @@ class AttemptingStream(HttpStream):
             return
         head = ResponseHeaders(self.stream_id, response, event.end_stream)
         ours.begin_answer(response)
-        good = response.status_code in _SUCCESS and not event.end_stream
+        good = response.status_code in SUCCESS and not event.end_stream
         if good and (shaper := ours.shaper()):
             self._held, self._shaper = head, shaper
             self.server_state = self.state_shape
@@ -521,7 +521,8 @@ class AttemptingStream(HttpStream):
             yield from self._drained(ours, whole=False)
             return
         unprocessed = isinstance(event, UnprocessedError)
-        stale = self._reused and isinstance(error, UpstreamResetError)
+        # A stream that alone is reset was seen by its provider, and may have been paid for.
+        stale = self._reused and event.message.startswith(_CLOSED)
         if (unprocessed or stale) and ours.may_repeat() and not self._repeated:
             # Idle connections are closed by their providers, at times just as one is used again:
             # where the plan has no other attempt, the same one is made on a new connection.
@@ -565,10 +566,11 @@ def _connect_failure(command: GetProviderConnection, reason: str) -> UpstreamErr
 
 
 # What mitmproxy says when a provider goes away, over HTTP/1 and HTTP/2; it has no code for it.
-_CLOSED = ("closed connection", "connection closed", "stream reset")
+_CLOSED = ("server closed connection", "peer closed connection", "HTTP/2 connection closed")
+_BROKEN = ("stream reset", "HTTP/1 protocol error: peer closed connection")  # h11's words
 
 
 def _provider_failure(event: ResponseProtocolError) -> UpstreamError:
-    if isinstance(event, UnprocessedError) or any(words in event.message for words in _CLOSED):
+    if isinstance(event, UnprocessedError) or event.message.startswith(_CLOSED + _BROKEN):
         return UpstreamResetError("The provider closed the connection before its answer was whole.")
     return UpstreamProtocolError("The provider's answer could not be understood.")

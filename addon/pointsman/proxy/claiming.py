@@ -16,6 +16,9 @@ from pointsman.config.resources import normalise_host
 from pointsman.config.table import Route, RoutingTable
 from pointsman.errors import AmbiguousHostError, HostNotAllowedError, MisdirectedError, RequestError
 
+_HIGHEST_PORT = 65535
+_LONGEST_PORT = len(str(_HIGHEST_PORT))  # Python refuses to read thousands of digits
+
 
 def host_of(authority: str) -> str:
     """Return the host of an authority (`user@host:port`), without brackets; "" if it has none."""
@@ -26,9 +29,15 @@ def host_of(authority: str) -> str:
 
 
 def port_of(authority: str) -> int | None:
-    """Return the port of an authority, or None."""
-    port = authority.strip().rpartition("]")[2].rpartition(":")[2]
-    return int(port) if port.isdecimal() else None
+    """Return the port of an authority; None if it has none, or one that can't be."""
+    digits = _digits(authority)
+    port = int(digits) if 0 < len(digits) <= _LONGEST_PORT else 0
+    return port if 0 < port <= _HIGHEST_PORT else None
+
+
+def _digits(authority: str) -> str:
+    _, colon, port = authority.strip().rpartition("]")[2].rpartition(":")
+    return port if colon and port.isascii() and port.isdecimal() else ""
 
 
 def connection_names(context: Context) -> list[str]:
@@ -54,13 +63,13 @@ def claim(
     if mode is not HTTPMode.transparent:
         # Absolute-form: the request line takes precedence (RFC 9112, 3.2.2).
         route = table.lookup(request.host)
-        return (route, request.host, _malformed(request.host)) if route else None
+        return (route, request.host, _malformed(request, request.host)) if route else None
     named = _request_names(request)
     around = connection_names(context)
     for name in [*named, *around]:
         route = table.lookup(name)
         if route is not None:
-            error = _malformed(name) or _contradiction(table, named, around, context)
+            error = _malformed(request, name) or _contradiction(table, named, around, context)
             return route, name, error
     return None
 
@@ -86,9 +95,12 @@ def not_allowed(host: str) -> HostNotAllowedError:
     )
 
 
+def _host_fields(request: http.Request) -> list[str]:
+    return [value for field in request.headers.get_all("host") for value in field.split(",")]
+
+
 def _request_names(request: http.Request) -> list[str]:
-    fields = request.headers.get_all("host")
-    names = [host_of(value) for field in fields for value in field.split(",")]
+    names = [host_of(value) for value in _host_fields(request)]
     if not request.authority:
         return names
     first = host_of(request.authority)
@@ -96,10 +108,13 @@ def _request_names(request: http.Request) -> list[str]:
     return [first, *(name for name in names if normalise_host(name) != normalise_host(first))]
 
 
-def _malformed(host: str) -> RequestError | None:
+def _malformed(request: http.Request, host: str) -> RequestError | None:
     """One dot at the end is the root of the names (RFC 3986, 3.2.2); two lead nowhere."""
     if host.endswith(".."):
         return AmbiguousHostError("The request's host ends with more than one dot.")
+    named = (request.authority, *_host_fields(request))
+    if any(_digits(authority) and port_of(authority) is None for authority in named):
+        return AmbiguousHostError("The request's host has a port that can't be.")
     return None
 
 

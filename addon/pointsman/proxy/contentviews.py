@@ -10,8 +10,8 @@ from mitmproxy import contentviews, http
 
 from pointsman.protocols.api import Api, detect, named
 from pointsman.protocols.encoding import TooLarge, Undecodable, stream_decoder
+from pointsman.proxy.faults import describe
 from pointsman.proxy.showing import COMPARED, CUT, WAY, is_ours
-from pointsman.proxy.tuning import describe
 from pointsman.viewing.bodies import (
     asks,
     guess,

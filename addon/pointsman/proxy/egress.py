@@ -21,8 +21,8 @@ from mitmproxy.proxy.layers import TCPLayer
 from pointsman.config.hosts import Hosts, known_llm_hosts, parse_hosts
 from pointsman.config.resources import normalise_host
 from pointsman.errors import MalformedRequestError, RequestError
-from pointsman.protocols.errors import error_body
 from pointsman.proxy.claiming import connection_names, not_allowed
+from pointsman.proxy.refusing import refusal_of
 from pointsman.proxy.router import Router
 from pointsman.telemetry.exchange import Exchange
 
@@ -115,7 +115,7 @@ def _refuse_denied(router: Router, context: Context, names: Sequence[str]) -> Re
     if not router.table.denied:
         return None
     host = _denied(router, names)
-    if host is None or _observes(router, context, host):
+    if host is None or goes_on(router, context, host, not_allowed(host)):
         return None
     return Refused(context, alert=_ACCESS_DENIED)
 
@@ -125,7 +125,7 @@ def refuse_raw(router: Router, context: Context, chosen: layer.Layer | None) -> 
     if not isinstance(chosen, TCPLayer) or context.server.address is None:
         return chosen
     host = _denied(router, connection_names(context))
-    if host is None or _observes(router, context, host):
+    if host is None or goes_on(router, context, host, not_allowed(host)):
         return chosen
     context.layers.remove(chosen)
     return Refused(context)
@@ -137,11 +137,7 @@ def refuse_tunnel(router: Router, flow: http.HTTPFlow) -> None:
     if router.observe or not router.table.refuses(host):
         return
     error = not_allowed(host)
-    content = error_body(
-        None, status=error.status, message=str(error), kind=error.kind, code=error.code
-    )
-    headers = {"content-type": "application/json", "x-pointsman-error": error.code}
-    flow.response = http.Response.make(error.status, content, headers)
+    flow.response = refusal_of(error)
     record_refusal(router, flow.client_conn, host, error, method="CONNECT", status=error.status)
 
 
@@ -152,9 +148,20 @@ def _denied(router: Router, names: Sequence[str]) -> str | None:
     return next((name for name in names if router.table.refuses(name)), None)
 
 
-def _observes(router: Router, context: Context, host: str) -> bool:
-    """Record a connection; tell whether it goes on, as who only observes refuses nothing."""
-    record_refusal(router, context.client, host, not_allowed(host))
+def goes_on(
+    router: Router,
+    context: Context,
+    host: str,
+    error: RequestError,
+    *,
+    status: int | None = None,
+) -> bool:
+    """Record a connection to be refused; tell whether it goes on: who only observes refuses none.
+
+    `status` is what the client is answered, where it is.
+    """
+    told = None if router.observe else status
+    record_refusal(router, context.client, host, error, status=told)
     return router.observe
 
 

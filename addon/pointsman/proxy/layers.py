@@ -13,7 +13,6 @@ from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http as http_layer
-from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import _upstream_proxy
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 
@@ -21,9 +20,10 @@ from pointsman.errors import InternalError
 from pointsman.proxy import http1, http2
 from pointsman.proxy.attempts import Alarm
 from pointsman.proxy.connections import GetProviderConnection, ProviderConnection
+from pointsman.proxy.faults import describe
 from pointsman.proxy.router import Router
 from pointsman.proxy.streams import Stream
-from pointsman.proxy.tuning import describe
+from pointsman.proxy.upstream_tls import ProviderTLSLayer
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Layer(http_layer.HttpLayer):
         if event.tls:
             h2 = self.context.client.alpn == b"h2" and self.context.options.http2
             server.alpn_offers = [b"h2", b"http/1.1"] if h2 else [b"http/1.1"]
-            stack /= tls.ServerTLSLayer(context)
+            stack /= ProviderTLSLayer(context, event.settings)
         stack /= _ProviderClient(context, self)
         self.connections[server] = stack[0]
         self.waiting_for_establishment[server].append(event)

@@ -103,7 +103,7 @@ def read(router: Router) -> Reading:
             for route, rule in router.table.rules()
             for reading in _read_targets(router, route, rule, now)
         ),
-        mirrors_dropped=dict(getattr(router.mirrors, "dropped", {})),
+        mirrors_dropped=dict(router.mirrors.dropped),
     )
 
 

@@ -8,7 +8,6 @@ unfinished head of what looks like a request, and this not for long.
 
 import re
 
-from mitmproxy import http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer
@@ -17,9 +16,9 @@ from mitmproxy.proxy.layers import TCPLayer
 from mitmproxy.proxy.layers.tcp import TcpEndHook
 
 from pointsman.errors import MalformedRequestError, RequestError
-from pointsman.protocols.errors import error_body
 from pointsman.proxy.claiming import host_of, not_allowed
-from pointsman.proxy.egress import Refused, record_refusal
+from pointsman.proxy.egress import Refused, goes_on
+from pointsman.proxy.refusing import refusal_of
 from pointsman.proxy.router import Router
 
 _LONGEST_HEAD = 64 * 1024
@@ -92,7 +91,7 @@ def watch_raw(
     named = refusal(router, Head().feed(client_data))
     if named is None:
         return WatchedTCP(context, router, ignore=chosen.flow is None)
-    if _observes(router, context, *named):
+    if goes_on(router, context, *named, status=named[1].status):
         return TCPLayer(context, ignore=chosen.flow is None)
     return Refused(context, alert=answer(named[1]))
 
@@ -108,24 +107,11 @@ def refusal(router: Router, hosts: list[str]) -> tuple[str, RequestError] | None
     return None
 
 
-def _observes(router: Router, context: Context, host: str, error: RequestError) -> bool:
-    """Record a connection; tell whether it goes on, as who only observes refuses nothing."""
-    status = None if router.observe else error.status
-    record_refusal(router, context.client, host, error, status=status)
-    return router.observe
-
-
 def answer(error: RequestError) -> bytes:
     """Return an error as an answer of HTTP/1.1, after which the connection ends."""
-    body = error_body(
-        None, status=error.status, message=str(error), kind=error.kind, code=error.code
-    )
-    headers = {
-        "content-type": "application/json",
-        "x-pointsman-error": error.code,
-        "connection": "close",
-    }
-    return bytes(http1.assemble_response(http.Response.make(error.status, body, headers)))
+    response = refusal_of(error)
+    response.headers["connection"] = "close"
+    return bytes(http1.assemble_response(response))
 
 
 class WatchedTCP(TCPLayer):
@@ -148,7 +134,7 @@ class WatchedTCP(TCPLayer):
         if self._head is not None and sent:
             assert isinstance(event, events.DataReceived)
             named = refusal(self._router, self._head.feed(event.data))
-            if named is not None and not _observes(self._router, self.context, *named):
+            if named is not None and not self._goes_on(*named):
                 yield from self._refuse(named[1])
                 return
             if self._head.unfinished and self._may_hold and not named:
@@ -162,6 +148,9 @@ class WatchedTCP(TCPLayer):
             self._head = None  # the server has spoken, or one of them is gone
         yield from self._release()
         yield from super().relay_messages(event)
+
+    def _goes_on(self, host: str, error: RequestError) -> bool:
+        return goes_on(self._router, self.context, host, error, status=error.status)
 
     def _release(self) -> layer.CommandGenerator[None]:
         held, self._held = self._held, []

@@ -28,10 +28,13 @@ from pointsman.errors import (
 )
 from pointsman.protocols import detect
 from pointsman.protocols.errors import error_body
-from pointsman.proxy.answer import Answer
+from pointsman.proxy.answer import SUCCESS, Answer
 from pointsman.proxy.claiming import port_of
+from pointsman.proxy.faults import log_fault
 from pointsman.proxy.keys import no_key
+from pointsman.proxy.mirroring import Copy
 from pointsman.proxy.own_keys import Masked
+from pointsman.proxy.refusing import refusal_of
 from pointsman.proxy.router import Decision, Router, Tracing
 from pointsman.proxy.shaping import Shaper
 from pointsman.proxy.showing import Showing
@@ -60,7 +63,6 @@ KEY_SECONDS = 1.0  # for so long a key that was read is used
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
 _SWITCHING_PROTOCOLS = 101
-_MULTIPLE_CHOICES = 300  # the first status that is no success
 _BODILESS = frozenset({204, 304})
 
 
@@ -213,8 +215,8 @@ class RoutedRequest:
             if isinstance(error, KeyMissingError):
                 self.exchange.rule, self.exchange.provider = error.rule, error.provider
             return self._unless_observing(error)
-        except Exception:
-            logger.exception("no decision could be made")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(logger, "no decision could be made", fault)
             return InternalError("Pointsman failed to handle this request.")
         finally:
             self.exchange.overhead += time.perf_counter() - started
@@ -258,8 +260,8 @@ class RoutedRequest:
                     self._passes_unread = True
             except RequestError as error:
                 self._passes_unread = self._unless_observing(error) is None
-            except Exception:
-                logger.exception("no decision could be made")
+            except Exception as fault:  # noqa: BLE001
+                log_fault(logger, "no decision could be made", fault)
         return self._passes_unread
 
     def _decide(self, request: ClientRequest) -> None:
@@ -316,8 +318,8 @@ class RoutedRequest:
                 attempt = Attempt(target.provider, target.host, started)
                 attempt.end(started, error="no key")
                 self.exchange.attempts.append(attempt)
-            except Exception:
-                logger.exception("a request could not be rewritten")
+            except Exception as fault:  # noqa: BLE001
+                log_fault(logger, "a request could not be rewritten", fault)
                 return InternalError("Pointsman failed to handle this request.")
             finally:
                 self.exchange.overhead += time.perf_counter() - started
@@ -380,7 +382,7 @@ class RoutedRequest:
         self.kept.clear()
         if self._said:
             self._said.clear()
-        self._api = detect(outgoing.method, outgoing.path) or self._api
+        self._api = outgoing.api or self._api
         exchange.api = self._api.name if self._api else None
         attempt = Attempt(
             provider=target.provider if target else outgoing.host,
@@ -403,8 +405,8 @@ class RoutedRequest:
             return outgoing
         try:
             fields = begin(self._router.tracing)
-        except Exception:
-            logger.exception("a call could not be traced")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(logger, "a call could not be traced", fault)
             return outgoing
         return replace(outgoing, headers=with_trace(outgoing.headers, fields))
 
@@ -424,15 +426,21 @@ class RoutedRequest:
         if self._mirrored or decision is None or decision.observe:
             return
         self._mirrored = True
-        wanted = decision.rule.mirror
-        if wanted is None or not self._router.mirrors_now(decision.rule):
+        wanted, mirrors = decision.rule.mirror, self._router.mirrors
+        if wanted is None or (request := self.client_request()).is_websocket:
+            return
+        if not self._router.mirrors_now(decision.rule):
+            return
+        if self.flow.server_conn.via is not None:
+            mirrors.drop(own.rule, "they would have to go by the upstream proxy")
             return
         if not self._router.keys.available(wanted.target):
+            mirrors.drop(own.rule, "their provider has no key")
             return
         try:
-            outgoing = rewrite(wanted.target, self.client_request())
+            outgoing = rewrite(wanted.target, request)
         except (RequestError, CredentialError) as error:
-            logger.warning("a request could not be mirrored to %s: %s", wanted.target.host, error)
+            mirrors.drop(own.rule, f"they can't be made for {wanted.target.host}: {error}")
             return
         copy = Exchange(
             request_id=own.request_id,
@@ -456,8 +464,7 @@ class RoutedRequest:
             request_bytes=own.request_bytes,
         )
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin_copy(own, copy))
-        emit = self._router.sinks.emit
-        self._router.mirrors.send(outgoing, wanted.target.limits, copy, emit)
+        mirrors.send(Copy(outgoing, wanted.target.limits, copy, self._router.sinks.emit))
 
     def attempts_left(self) -> bool:
         """Tell whether the plan has another attempt."""
@@ -598,7 +605,7 @@ class RoutedRequest:
             content_encoding=self._encoding,
             filter_usage=asked_usage and self.call.outgoing.shape is None,
         )
-        if response.status_code < _MULTIPLE_CHOICES and self.answer.event_stream:
+        if response.status_code in SUCCESS and self.answer.event_stream:
             self._learn(asked_usage=asked_usage)
         if response.status_code != _SWITCHING_PROTOCOLS:
             headers.fields = without_hop_by_hop(headers.fields)
@@ -614,10 +621,7 @@ class RoutedRequest:
 
     def opens_with_content(self) -> bool:
         """Tell whether the answer is a stream whose first content is still to come."""
-        answer = self.answer
-        if answer is None or not answer.event_stream or answer.reader is None:
-            return False
-        return not (answer.reader.content_started or answer.reader.complete)
+        return self.answer is not None and self.answer.opening
 
     def opened_with_error(self) -> bool:
         """Tell whether the stream has said that it failed, before any content."""
@@ -643,7 +647,7 @@ class RoutedRequest:
             return None
         if "content-length" in self.flow.response.headers or self._encoding not in {"", "identity"}:
             return None
-        data = self._error_body(error)
+        data = error_body(error, self._api.name if self._api else None)
         named = b"event: error\n" if self._api and self._api.name.startswith("anthropic") else b""
         return b"\n\n" + named + b"data: " + data + b"\n\n"
 
@@ -688,9 +692,9 @@ class RoutedRequest:
         assert self.answer
         try:
             passed = self.answer.feed(chunk) if chunk else self.answer.close()
-        except Exception:
+        except Exception as fault:  # noqa: BLE001
             # The answer goes on unread: losing the count is better than losing the answer.
-            logger.exception("an answer could not be read; its usage is unknown")
+            log_fault(logger, "an answer could not be read; its usage is unknown", fault)
             self.answer.reader = None
             passed = chunk
         self._time_chunks(self.answer, started)
@@ -718,23 +722,9 @@ class RoutedRequest:
         self.exchange.flag(error.flag)
         self.exchange.error = self.exchange.error or error.code
         self.answer = None
-        body = self._error_body(error)
-        self.exchange.response_bytes = len(body)
-        headers = {"content-type": "application/json", "x-pointsman-error": error.code}
-        if error.retry_after is not None:
-            headers["retry-after"] = str(error.retry_after)
-        self.flow.response = http.Response.make(error.status, body, headers)
+        self.flow.response = refusal_of(error, self._api.name if self._api else None)
+        self.exchange.response_bytes = len(self.flow.response.raw_content or b"")
         self._part(self.flow.response)
-
-    def _error_body(self, error: RequestError) -> bytes:
-        return error_body(
-            self._api.name if self._api else None,
-            status=error.status,
-            message=str(error),
-            kind=error.kind,
-            code=error.code,
-            param=error.param,
-        )
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -791,8 +781,8 @@ class RoutedRequest:
         for step in steps:
             try:
                 step()
-            except Exception:
-                logger.exception("a request could not be accounted for in full")
+            except Exception as fault:  # noqa: BLE001
+                log_fault(logger, "a request could not be accounted for in full", fault)
         self._router.closed(self._client, self)
         self._release()
 
@@ -848,6 +838,8 @@ class RoutedRequest:
         if reader.failed and exchange.error is None and (exchange.status or 0) < 400:  # noqa: PLR2004
             exchange.error = "error event in the answer"
         self.answer.account(exchange, self.call.attempt.provider_host, source)
+        if reader.fault is not None:
+            self._router.tell_fault(self.call.attempt.provider_host, reader.fault)
 
     def _show(self) -> None:
         if self._showing is not None:

@@ -3,6 +3,7 @@
 The table is replaced by one assignment; a request that has begun keeps the route it found.
 """
 
+import logging
 import random
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pointsman.config.hosts import NO_HOSTS, Hosts
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.bodies import Bodies
+from pointsman.proxy.faults import log_fault
 from pointsman.proxy.keys import Keys, no_key
 from pointsman.proxy.mirroring import Mirrors
 from pointsman.proxy.own_keys import OwnKeys
@@ -26,6 +28,8 @@ from pointsman.routing.rewriting import patches_body
 from pointsman.telemetry.content import Room
 from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.sinks import Sinks
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
 
@@ -103,6 +107,7 @@ class Router:
         self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
         self._usage_accepted: set[str] = set()
+        self._unread: set[str] = set()
 
     def go_live(self, table: RoutingTable) -> None:
         """Replace the table; rules that stay go on in their sequence of draws."""
@@ -111,6 +116,7 @@ class Router:
         self._draws = {key: draws for key, draws in self._draws.items() if key[0] in keys}
         self._usage_refused.clear()
         self._usage_accepted.clear()
+        self._unread.clear()
         self.keys.forget()
         self.table = replace(table, passthrough=self._passthrough, denied=self._denied)
         self.endpoints_changed()
@@ -297,8 +303,20 @@ class Router:
         self._usage_accepted.add(target.host)
 
     def usage_refused(self, target: Target) -> None:
-        """Remember, until the next reload, that the provider does not take it."""
-        self._usage_refused.add(target.host)
+        """Remember, until the next reload, that the provider does not take it; tell it once."""
+        if target.host not in self._usage_refused:
+            self._usage_refused.add(target.host)
+            logger.warning(
+                "the provider %s refuses to be asked for the usage of streams: until the rules are"
+                " loaded again it is not asked, and what it does not tell by itself stays unknown",
+                target.provider,
+            )
+
+    def tell_fault(self, host: str, fault: Exception) -> None:
+        """Log that answers of this provider can't be read in full: once, until the next reload."""
+        if host not in self._unread:
+            self._unread.add(host)
+            log_fault(logger, f"an answer of {host} could not be read in full", fault)
 
 
 def _without_endpoints(rule: Rule) -> str:

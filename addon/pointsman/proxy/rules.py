@@ -159,11 +159,11 @@ class FileRules:
     def look_again(self) -> None:
         """Do nothing: files have no status to tell of it."""
 
-    async def _ticks(self) -> AsyncIterator[object]:
+    async def _ticks(self) -> AsyncIterator[None]:
         """Yield when files may have changed, at the least each second; end when they are gone."""
         folder = self._path if self._path.is_dir() else self._path.parent
         try:
-            async for changes in awatch(
+            async for _ in awatch(
                 folder,
                 watch_filter=None,
                 recursive=False,
@@ -172,11 +172,11 @@ class FileRules:
                 rust_timeout=_LOOK_EVERY_MS,
                 yield_on_timeout=True,
             ):
-                yield changes
+                yield
         except (OSError, RuntimeError):
             # The folder is gone for now: look again until it is back.
             await asyncio.sleep(_LOOK_EVERY_MS / 1000)
-            yield None
+            yield
 
     def _read(self) -> Loaded:
         return load(self._path, instance=self._instance, later=Later.KEY_FILES)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import flow, http
 
+from pointsman.proxy.faults import log_fault
 from pointsman.proxy.router import Decision
 from pointsman.routing.changes import (
     BodyChange,
@@ -84,8 +85,8 @@ class Showing:
                 header_changes(request, outgoing),
                 body_changes(request, outgoing),
             )
-        except Exception:
-            logger.exception("a rewrite could not be shown")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(logger, "a rewrite could not be shown", fault)
 
     def cut(self, whole_size: int) -> None:
         """Say that of an answer of so many bytes only the first were kept."""
@@ -95,8 +96,8 @@ class Showing:
         """Show what is known now."""
         try:
             self._update(exchange, decision)
-        except Exception:
-            logger.exception("a decision could not be shown")
+        except Exception as fault:  # noqa: BLE001
+            log_fault(logger, "a decision could not be shown", fault)
 
     def _update(self, exchange: Exchange, decision: Decision | None) -> None:
         shown, ended = self._flow, outcome(exchange)
@@ -122,7 +123,7 @@ class Showing:
             rewritten = self._rewritten
             shown.metadata[WAY] = way_of(
                 exchange,
-                [(t.provider, s, t.priority) for t, s in shares(decision.rule.targets)]
+                [(t.provider, s, t.priority) for t, s in shares(decision.rule.targets) if s]
                 if decision
                 else [],
                 place=rewritten.place,

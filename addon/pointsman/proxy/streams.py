@@ -46,8 +46,8 @@ from pointsman.errors import (
 from pointsman.proxy.attempts import Alarm, AttemptingStream, Parent
 from pointsman.proxy.claiming import claim, is_address, refused
 from pointsman.proxy.egress import refuse_tunnel
+from pointsman.proxy.faults import describe
 from pointsman.proxy.routed import RoutedRequest
-from pointsman.proxy.tuning import describe
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-from pointsman.proxy.answer import Answer
+from pointsman.proxy.answer import SUCCESS, Answer
 from pointsman.routing.request import Headers, text
 from pointsman.routing.rewriting import Outgoing
 from pointsman.telemetry.content import MAX_BODY, Content, Kept
 from pointsman.telemetry.exchange import Exchange
-
-_FIRST_NO_SUCCESS = 300
 
 
 def with_trace(headers: Headers, fields: Mapping[str, str]) -> Headers:
@@ -36,7 +34,7 @@ def content_of(
     if exchange.api is None:
         said.clear()
         return None
-    if answer is None or (exchange.status or 0) >= _FIRST_NO_SUCCESS:
+    if answer is None or exchange.status not in {None, *SUCCESS}:
         said.clear()
     length = len(outgoing.body)
     fits = length <= MAX_BODY

@@ -8,7 +8,6 @@ import logging
 import re
 import socket
 import sys
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -230,12 +229,6 @@ def keep_loaded(master: Master, addon: object) -> None:
     for script in getattr(loader, "addons", ()):
         if addon in getattr(script.ns, "addons", ()) and script.reloadtask:
             script.reloadtask.cancel()
-
-
-def describe(fault: BaseException) -> str:
-    """Return where and what a fault was, without its message, which may quote a request."""
-    frames = "".join(traceback.format_tb(fault.__traceback__))
-    return f"{frames}{type(fault).__name__}"
 
 
 # These messages of mitmproxy quote what was on the wire: keys, prompts, answers.

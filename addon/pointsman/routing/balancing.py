@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from pointsman.config.resources import Affinity
-from pointsman.config.table import Rule, Target
+from pointsman.config.table import Target
 from pointsman.routing.request import ClientRequest
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -39,16 +39,6 @@ class DrawSequence:
         return self._value
 
 
-def choose(targets: Sequence[Target], r: float) -> Target:
-    """Return the target whose interval of the weights holds `r`, a number in [0, 1).
-
-    Raises:
-        NoWeightError: no target has a weight.
-    """
-    index, _ = place([target.weight for target in targets], r)
-    return targets[index]
-
-
 def place(weights: Sequence[int], r: float) -> tuple[int, float]:
     """Return which interval of the weights holds `r`, and where in it `r` lies.
 
@@ -65,18 +55,6 @@ def place(weights: Sequence[int], r: float) -> tuple[int, float]:
     index, end = next((i, end) for i, end in enumerate(accumulate(weights)) if threshold < end)
     start = end - weights[index]
     return index, min((threshold - start) / weights[index], _BELOW_ONE)
-
-
-def choose_by_hash(targets: Sequence[Target], value: str) -> Target:
-    """Return the target that this value belongs to (weighted rendezvous hashing).
-
-    Raises:
-        NoWeightError: no target has a weight.
-    """
-    ranked = rank_by_hash(targets, value)
-    if not ranked:
-        raise NoWeightError
-    return ranked[0]
 
 
 def rank_by_hash(targets: Sequence[Target], value: str) -> list[Target]:
@@ -109,15 +87,3 @@ def affinity_value(affinity: Affinity | None, request: ClientRequest) -> str | N
         return request.cookie(affinity.cookie) or None
     assert affinity.body_field is not None  # noqa: S101 (the resource has exactly one)
     return request.body.string(*affinity.body_field.split("."))
-
-
-def pick(rule: Rule, request: ClientRequest, draws: DrawSequence) -> Target:
-    """Return the target of a rule for this request.
-
-    Raises:
-        NoWeightError: no target has a weight.
-    """
-    value = affinity_value(rule.affinity, request)
-    if value is not None:
-        return choose_by_hash(rule.targets, value)
-    return choose(rule.targets, draws.draw())

@@ -7,7 +7,6 @@ The rules that this module keeps:
   table is compiled.)
 - An ejected target is left out, a tier of ejected ones is passed over. But when no other is left,
   all are used as if they were healthy: the last one standing is never ejected.
-- With one priority and every target healthy the first choice is that of `balancing.pick`.
 - A target with endpoints is planned as up to `MOST_ENDPOINTS` of them, the least busy first, each
   with a health of its own. Without any it is passed over as an ejected one is, and never called.
 """
@@ -105,26 +104,29 @@ def make_plan(
     return Plan(order, tuple(skipped), rule.retry.attempts or len(order))
 
 
+def order_of(targets: Sequence[Target], value: str) -> list[Target]:
+    """Return the order in which an affinity's value has its targets while all are healthy."""
+    return list(_hashed(_tiers(targets), value))
+
+
 def shares(targets: Sequence[Target]) -> list[tuple[Target, float]]:
-    """Return the targets that have a weight, each with its part of what its priority gets."""
+    """Return each target with its part of what its priority gets."""
     tiers = Counter[int]()
     for target in targets:
         tiers[target.priority] += target.weight
-    return [(t, t.weight / tiers[t.priority]) for t in targets if t.weight]
+    return [(t, t.weight / (tiers[t.priority] or 1)) for t in targets]
+
+
+def split(targets: Sequence[Target]) -> list[tuple[Target, float]]:
+    """Return each target with the part of the requests that it gets while all are healthy."""
+    first = min((target.priority for target in targets if target.weight), default=0)
+    return [(t, share if t.priority == first else 0.0) for t, share in shares(targets)]
 
 
 def _is_available(target: Target, health: Health, now: float) -> bool:
     if target.endpoints is None:
         return health.available(target, now)
     return any(health.available(endpoint, now) for endpoint in endpoints(target))
-
-
-def split(targets: Sequence[Target]) -> Iterator[tuple[Target, float]]:
-    """Yield each target and the part of the requests that it gets while all are healthy."""
-    first = min((target.priority for target in targets if target.weight), default=0)
-    total = sum(target.weight for target in targets if target.priority == first)
-    for target in targets:
-        yield target, target.weight / total if target.priority == first and total else 0.0
 
 
 def endpoints(target: Target) -> Iterator[Target]:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,9 @@ def text(value: bytes) -> str:
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+# Names may be written with these: `"mod\u0065l"`.
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
+_TWICE = 2
 
 
 def _lenient(body: bytes) -> Mapping[str, msgspec.Raw]:
@@ -103,6 +107,22 @@ class Body:
             return _FIELDS.decode(decoded)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _lenient(decoded)
+
+    def repeats(self, names: Collection[str]) -> bool:
+        """Tell whether one of these names stands twice at the top level of a JSON object.
+
+        Then readers differ in which one counts: of `fields` it is the last.
+        """
+        body = self._decoded()
+        encoding = json.detect_encoding(body)
+        plain = encoding == "utf-8" and not _ESCAPED_ASCII.search(body)
+        if plain and all(body.count(f'"{name}"'.encode()) < _TWICE for name in names):
+            return False
+        try:
+            found = Counter(name for name, _ in _members(body.decode(encoding)))
+        except (ValueError, IndexError, RecursionError):
+            return True  # it can't be told
+        return any(found[name] >= _TWICE for name in names)
 
     def _decoded(self) -> bytes:
         try:
@@ -193,6 +213,11 @@ class ClientRequest:
         if self.method != "POST":
             return None
         return model_in_path(self.bare_path) or self.body.string("model")
+
+    @property
+    def is_websocket(self) -> bool:
+        """Whether the request opens a WebSocket: what follows its answer is no HTTP."""
+        return self.header_values.get("upgrade", "").lower() == "websocket"
 
     def cookie(self, name: str) -> str | None:
         """Return a cookie's value, or None."""

@@ -20,7 +20,7 @@ from pointsman.config import credentials
 from pointsman.config.resources import normalise_host
 from pointsman.config.table import CallConfig, Target, TlsSettings
 from pointsman.errors import ModelMissingError
-from pointsman.protocols import streams_by_path
+from pointsman.protocols import CHAT, Api, detect, streams_by_path
 from pointsman.routing.request import Body, ClientRequest, Headers, text
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -72,7 +72,7 @@ class Outgoing:
     tells what has to be done with the answer where the rules force `stream` against the client's
     wish: fold a stream into one body, or unfold a body into a stream; `client_usage` that the
     client wants the usage event in the latter. `secret_headers` are the lower-case names whose
-    values no one may see.
+    values no one may see; `chat` tells that it is a chat request, whatever the path.
     """
 
     method: str
@@ -90,6 +90,12 @@ class Outgoing:
     shape: Shape | None = None
     client_usage: bool = False
     secret_headers: frozenset[str] = frozenset()
+    chat: bool = False
+
+    @property
+    def api(self) -> Api | None:
+        """The API that is spoken; a provider's chat endpoint may have any path."""
+        return detect(self.method, self.path) or (CHAT if self.chat else None)
 
 
 def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True) -> Outgoing:
@@ -134,6 +140,7 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
         client_usage=patched.client_usage if patched else False,
         secret_headers=frozenset(text(name) for name in set_headers)
         | frozenset(text(name) for name in CREDENTIAL_HEADERS | {b"cookie"}),
+        chat=chat,
     )
 
 
@@ -277,13 +284,12 @@ def _headers(
     set_headers: Mapping[bytes, bytes],
     drop: frozenset[bytes],
 ) -> Headers:
-    upgrade = _is_websocket(request)
     # A client may name only its own additions: Host is never one.
     named = frozenset(
         option.strip().lower().encode()
         for option in request.header_values.get("connection", "").split(",")
     ) - {b"host"}
-    if upgrade:
+    if request.is_websocket:
         drop -= {b"connection", b"upgrade"}
         named = frozenset()
     if request.multiplexed and request.header_values.get("te") == "trailers":
@@ -325,10 +331,6 @@ def _framing(request: ClientRequest, body: bytes | None) -> Headers:
     if size or request.method in {"POST", "PUT", "PATCH"}:
         return ((b"content-length", b"%d" % size),)
     return ()
-
-
-def _is_websocket(request: ClientRequest) -> bool:
-    return request.header_values.get("upgrade", "").lower() == "websocket"
 
 
 def without_hop_by_hop(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
@@ -387,7 +389,7 @@ def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Pa
     elif config is not None and config.stream is False and "stream_options" in fields:
         changes["stream_options"] = None  # providers refuse it without stream
     body = None
-    if changes:
+    if changes or (config is not None and request.body.repeats(_owned(config))):
         merged = {**fields, **changes}
         body = msgspec.json.encode({k: v for k, v in merged.items() if v is not None})
     wanted_stream = fields.get("stream") == _TRUE
@@ -396,6 +398,11 @@ def _patch(target: Target, request: ClientRequest, *, inject_usage: bool) -> _Pa
         shape = "fold" if stream else "unfold"
     usage = wanted_stream and _asks_usage(fields.get("stream_options", _NULL))
     return _Patched(body, model, stream, asked_usage, shape, client_usage=usage)
+
+
+def _owned(config: CallConfig) -> set[str]:
+    """Return the fields that rules look at or set: no other reader may find another value."""
+    return {"model", "stream", "stream_options", *config.params_default, *config.params_set}
 
 
 def _patch_model(

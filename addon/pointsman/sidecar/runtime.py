@@ -29,17 +29,14 @@ def folder(confdir: Path) -> Iterator[Path]:
         OSError: `strerror` tells the reason and the mend.
     """
     try:
-        _sweep(confdir)
-        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=confdir))
+        made, lock = _made(confdir)
     except OSError as error:
         raise OSError(
             error.errno,
             f"{confdir} can't be written ({error.strerror}) by user {os.geteuid()}; {mend(error)},"
             " or name another with --confdir or POINTSMAN_CONFDIR",
         ) from None
-    lock = os.open(made, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         if len(os.fsencode(made)) > _LONGEST:
             raise OSError(
                 0, f"{confdir} is too long a path for sockets; name a shorter one with --confdir"
@@ -48,6 +45,23 @@ def folder(confdir: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(made, ignore_errors=True)
         os.close(lock)
+
+
+def _made(confdir: Path) -> tuple[Path, int]:
+    """Sweep, and make a folder; return it with its lock.
+
+    One run at a time: another would sweep away a folder that is made and not locked yet.
+    """
+    one_at_a_time = os.open(confdir, os.O_RDONLY)
+    try:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        _sweep(confdir)
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=confdir))
+        lock = os.open(made, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return made, lock
+    finally:
+        os.close(one_at_a_time)
 
 
 def _sweep(confdir: Path) -> None:

@@ -20,18 +20,20 @@ _MOST_WORKERS = 64
 # Those over TCP; what comes by a network device or by UDP can't be handed to workers.
 _MODES = ("transparent", "regular", "socks5", "upstream:", "reverse:")
 
-# mitmdump's options that are not its own in a sidecar, and what says the same here.
+# mitmdump's options that are not its own in a sidecar, and what to write.
 _TAKEN = {
-    "-p": "--port",
-    "--listen-port": "--port",
-    "--listen-host": "--listen",
-    "listen_port": "--port",
-    "listen_host": "--listen",
-    "mode": "--mode",
-    "confdir": "--confdir",
+    "-p": "--port in its place",
+    "--listen-port": "--port in its place",
+    "--listen-host": "--listen in its place",
+    "listen_port": "--port in its place",
+    "listen_host": "--listen in its place",
+    "-m": "--mode before the -- alone",
+    "--mode": "--mode before the -- alone",
+    "mode": "--mode in its place",
+    "confdir": "--confdir in its place",
 }
-# `-p` as argparse takes it: behind flags, with its value at its end.
-_SHORT_PORT = re.compile(r"-[qvnk]*p")
+# As argparse takes them: behind flags, with a value at their end.
+_SHORT = re.compile(r"-[qvnk]*([pm])")
 _LONG = ("--listen-host", "--listen-port")
 _SHORTEST = len("--listen-h")
 
@@ -164,14 +166,14 @@ def _refuse_taken(arguments: Sequence[str]) -> None:
         if not setting:
             word = _whole(word)
         if word in _TAKEN and setting != word.startswith("-"):
-            raise SettingsError(f"{argument}: a sidecar takes {_TAKEN[word]} in its place")
+            raise SettingsError(f"{argument}: a sidecar takes {_TAKEN[word]}")
         before = argument
 
 
 def _whole(option: str) -> str:
     """Return the option that argparse understands by a shortened or a glued one."""
-    if _SHORT_PORT.match(option):
-        return "-p"
+    if short := _SHORT.match(option):
+        return f"-{short[1]}"
     if len(option) >= _SHORTEST:
         return next((name for name in _LONG if name.startswith(option)), option)
     return option
