@@ -117,7 +117,7 @@ class TestFirstChoice:
     ) -> None:
         rule = rule_of(*targets(*weights))
         here, there, health = DrawSequence(start), DrawSequence(start), Health()
-        for _ in range(1000):
+        for _ in range(100):
             planned = make_plan(rule, CHAT, here.draw, health, 0)
             assert planned.order[0] is rule.targets[place(weights, there.draw())[0]]
             assert not planned.skipped
