@@ -12,6 +12,7 @@ from typing import Any
 import h11
 import pytest
 from h2.connection import H2Connection
+from h11._readers import ContentLengthReader
 from mitmproxy import options, optmanager
 from mitmproxy.addonmanager import AddonManager
 from mitmproxy.addons import clientplayback, default_addons
@@ -28,7 +29,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, _events, _upstrea
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-from pointsman.proxy import http2, tuning
+from pointsman.proxy import attempts, http2, tuning
 from pointsman.proxy.attempts import AttemptingStream
 from pointsman.proxy.streams import Stream
 
@@ -211,6 +212,18 @@ def test_the_messages_that_quote_the_wire_are_the_ones_that_are_redacted() -> No
     ):
         assert message in source
         assert tuning._QUOTING.search(f"1.2.3.4:5: {message}: b'sk-secret'")
+
+
+def test_a_provider_that_goes_away_is_told_in_the_words_that_ours_knows() -> None:
+    source = inspect.getsource(http_layer._http1) + inspect.getsource(http_layer._http2)
+    for words in attempts._CLOSED:
+        assert f'"{words}' in source, words
+    assert "stream reset by" in source
+    reader = ContentLengthReader(2)
+    with pytest.raises(h11.RemoteProtocolError) as broken:
+        reader.read_eof()
+    assert f"HTTP/1 protocol error: {broken.value}".startswith(attempts._BROKEN)
+    assert 'f"HTTP/1 protocol error: {e}"' in source
 
 
 def test_trailers_are_put_where_mitmproxys_http1_ends_a_message() -> None:

@@ -521,7 +521,8 @@ class AttemptingStream(HttpStream):
             yield from self._drained(ours, whole=False)
             return
         unprocessed = isinstance(event, UnprocessedError)
-        stale = self._reused and isinstance(error, UpstreamResetError)
+        # A stream that alone is reset was seen by its provider, and may have been paid for.
+        stale = self._reused and event.message.startswith(_CLOSED)
         if (unprocessed or stale) and ours.may_repeat() and not self._repeated:
             # Idle connections are closed by their providers, at times just as one is used again:
             # where the plan has no other attempt, the same one is made on a new connection.
@@ -565,10 +566,11 @@ def _connect_failure(command: GetProviderConnection, reason: str) -> UpstreamErr
 
 
 # What mitmproxy says when a provider goes away, over HTTP/1 and HTTP/2; it has no code for it.
-_CLOSED = ("closed connection", "connection closed", "stream reset")
+_CLOSED = ("server closed connection", "peer closed connection", "HTTP/2 connection closed")
+_BROKEN = ("stream reset", "HTTP/1 protocol error: peer closed connection")  # h11's words
 
 
 def _provider_failure(event: ResponseProtocolError) -> UpstreamError:
-    if isinstance(event, UnprocessedError) or any(words in event.message for words in _CLOSED):
+    if isinstance(event, UnprocessedError) or event.message.startswith(_CLOSED + _BROKEN):
         return UpstreamResetError("The provider closed the connection before its answer was whole.")
     return UpstreamProtocolError("The provider's answer could not be understood.")
