@@ -227,11 +227,18 @@ def test_a_split_is_shown_as_configured_and_as_it_is(
         target = rule.locator(f'.target[data-provider="{provider}"]')
         expect(target.locator(".configured-share")).to_have_text(f"{configured} %")
         of_rule = [line for line in lines if line["rule"] == "split" and line["provider"]]
-        share = 100 * sum(line["provider"] == provider for line in of_rule) / len(of_rule)
+        first = [(line["attempts"] or [line])[0]["provider"] for line in of_rule]
+        share = 100 * first.count(provider) / len(first)
         said = target.locator(".actual-share").inner_text().removesuffix(" %")
         assert float(said) == pytest.approx(share, abs=0.05)
     standby = page.locator('.rule[data-rule="failover"] .target[data-provider="openai"]')
     expect(standby.locator(".configured-share")).to_have_text("standby")
+    # The rule chose the dead one, as configured, though another one answered.
+    failing = page.locator('.rule[data-rule="failover"] .target[data-provider="dead"]')
+    expect(failing.locator(".actual-share")).to_have_text("100 %")
+    expect(failing.locator(".requests")).to_have_text("0")
+    expect(standby.locator(".actual-share")).to_have_text("0 %")
+    expect(standby.locator(".requests")).to_have_text("1")
     dead = page.locator('#models tr.provider[data-provider="dead"] .health')
     expect(dead).to_have_text("✕ ejected")
 

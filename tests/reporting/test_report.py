@@ -125,6 +125,21 @@ def test_a_share_is_of_first_choices_beside_what_the_rules_say(log: Path, tmp_pa
     assert rows["spare"]["failed_over"] == 2
 
 
+def test_what_a_person_sends_again_is_in_no_share(log: Path) -> None:
+    again = [exchange("west", replay=True) for _ in range(5)]
+    write(log, [*(exchange("east") for _ in range(5)), *again])
+    rows = {row["provider"]: row for row in read(log)["rules"]}
+    assert {name: row["share"] for name, row in rows.items()} == {"east": 1.0, "west": 0.0}
+    assert {name: row["requests"] for name, row in rows.items()} == {"east": 5, "west": 5}
+
+
+def test_who_was_called_has_the_tokens_of_what_is_only_observed(log: Path) -> None:
+    write(log, [exchange(flags=["OB"], attempts=[Attempt("own", "own.test", 0.0, 0.1)])])
+    found = read(log)
+    assert [model["provider"] for model in found["models"]] == ["own"]
+    assert [(row["provider"], row["share"]) for row in found["rules"]] == [("east", 1.0)]
+
+
 def test_a_retry_on_the_same_provider_is_no_failover(log: Path) -> None:
     again = [Attempt("east", "east.test", 0.0, 0.1, 503), Attempt("east", "east.test", 0.1, 0.2)]
     write(log, [exchange(attempts=again), exchange("west", first="east")])

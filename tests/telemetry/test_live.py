@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.protocols.usage import Usage
-from pointsman.telemetry.exchange import DecisionRecord, Exchange, RuleVerdict
+from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.live import (
     LAST_EXCHANGES,
     SLOT_SECONDS,
@@ -75,6 +75,28 @@ def test_what_an_exchange_adds() -> None:
     assert slot["providers"] == {"east": 1, "west": 1}
     assert quantile(slot["time_to_first_token"], 0.5) == pytest.approx(200, rel=0.2)
     assert quantile(slot["overhead"], 0.99) == pytest.approx(0.5, rel=0.2)
+
+
+def test_a_split_is_of_what_was_chosen_first_by_rules() -> None:
+    """Wherever requests end; what a person has sent again is none of it."""
+    live = Live(Clock())
+    moved = [Attempt("west", "west.test", 1.0, 1.1), Attempt("east", "east.test", 1.1, 1.2)]
+    for _ in range(3):
+        live.record(exchange(attempts=moved))
+    live.record(exchange(attempts=moved[1:]))
+    live.record(exchange(provider="west", attempts=moved[:1], replay=True))
+    rows = {row["provider"]: row for row in live.snapshot()["rules"]}
+    assert {name: row.get("chosen", 0) for name, row in rows.items()} == {"east": 1, "west": 3}
+    assert {name: row["requests"] for name, row in rows.items()} == {"east": 4, "west": 1}
+
+
+def test_who_was_called_has_the_tokens_of_what_is_only_observed() -> None:
+    live = Live(Clock())
+    own = [Attempt("own", "own.test", 1.0, 1.1)]
+    live.record(exchange(flags=["OB"], attempts=own))
+    (model,), (rule,) = live.snapshot()["models"], live.snapshot()["rules"]
+    assert (model["provider"], model["cost_usd"]) == ("own", 0.25)
+    assert (rule["provider"], rule["chosen"]) == ("east", 1)
 
 
 def test_the_model_that_answered_is_counted() -> None:

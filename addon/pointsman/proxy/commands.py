@@ -68,7 +68,7 @@ class Commands:
             raise exceptions.CommandError(
                 f"no rule names the provider {provider}{meant}; there are {', '.join(providers)}"
             )
-        task = asyncio.get_running_loop().create_task(replay_via(original, provider))
+        task = asyncio.get_running_loop().create_task(replay_via(self._router, original, provider))
         self._replays.add(task)
         task.add_done_callback(self._replays.discard)
         return _data([["replaying", f"through {provider}; a new flow will tell"]])

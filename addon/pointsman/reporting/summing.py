@@ -14,7 +14,7 @@ from typing import Any
 
 from pointsman.config.table import RoutingTable
 from pointsman.telemetry.naming import RuleName
-from pointsman.telemetry.verdicts import is_error, is_failed_over
+from pointsman.telemetry.verdicts import called, chosen, is_error, is_failed_over
 
 TIMELINE = 120
 _WIDTH = math.log(1.02)
@@ -181,14 +181,14 @@ class Report:
         self.total.add(entry)
         name, provider = self._name(entry), str(entry.get("provider") or NONE)
         model = str(entry.get("response_model") or entry.get("request_model") or NONE)
-        _row(self.models, (provider, model)).add(entry)
+        tried = list(map(_provider, _attempts(entry)))
+        _row(self.models, (called(provider, tried) or NONE, model)).add(entry)
         self.rules.setdefault(self._key(name, provider), Sums()).add(entry)
         if entry.get("mirror"):
             return
-        attempts = _attempts(entry)
-        observed = "OB" in _flags(entry)
-        first = _provider(attempts[0]) if attempts and not observed else provider
-        self.chosen[self._key(name, first)] += 1
+        if not entry.get("replay"):
+            first = chosen(provider, tried, observed="OB" in _flags(entry)) or NONE
+            self.chosen[self._key(name, first)] += 1
         self.statuses[str(entry.get("status") or NONE)] += 1
         self.flags.update(map(str, _flags(entry)))
         self.timeline.add(moment, provider)

@@ -71,6 +71,7 @@ class Way(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     rules: list[Rule] = []
     draw: float | None = None
+    by_hand: bool = False
     shares: list[Share] = []
     order: list[str] = []
     skipped: list[str] = []
@@ -124,6 +125,7 @@ def way_of(
         error=exchange.error,
         rules=[Rule(v.rule, v.matched, v.reason) for v in decision.rules] if decision else [],
         draw=decision.draw if decision else None,
+        by_hand=bool(decision and decision.by_hand),
         shares=[Share(*one) for one in shares],
         order=list(decision.targets) if decision else [],
         skipped=list(decision.skipped) if decision else [],
@@ -195,6 +197,8 @@ def _outcome(way: Way) -> str:
 
 
 def _draw(way: Way) -> str:
+    if way.by_hand:
+        return "none, the provider was chosen by hand"
     shares = [
         f"{one.provider} {one.share:.0%}" + (f" at priority {one.priority}" * bool(one.priority))
         for one in way.shares

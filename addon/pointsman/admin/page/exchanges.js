@@ -14,6 +14,7 @@ const OUTCOMES = {
   failover: failedOver,
   stream: (one) => one.stream === true,
   mirror: (one) => one.mirror === true,
+  replay: (one) => one.replay === true,
 };
 // What the text filter looks at.
 const SEARCHED = [
@@ -291,6 +292,7 @@ function listRow(one, time) {
     h("td", { class: `c-provider clip${one.attempts.length ? "" : " dim"}`, title: one.rule ? `by rule ${one.rule}` : null },
       failedOver(one) ? h("span", { class: "turn", title: "failed over" }, "↪ ") : null,
       one.mirror ? h("span", { class: "badge" }, "mirror") : null,
+      one.replay ? h("span", { class: "badge" }, "replay") : null,
       one.provider ?? h("span", { class: "dim" }, "none"),
       h("span", { class: "small dim" }, models(one).map((part) => part?.cloneNode?.(true) ?? part))),
     h("td", { class: "c-model clip", title: one.response_model ?? one.request_model }, models(one)),
@@ -360,7 +362,7 @@ function why(one) {
         h("span", { "aria-hidden": "true" }, rule.matched ? "✓ " : "✗ "),
         h("b", {}, rule.rule), rule.matched ? " matched: " : " did not match: ", rule.reason))) : null,
     none ? h("p", {}, "No rule matched.") : null,
-    ...(none ? [] : choice(one)).map((said) => h("p", {}, said)),
+    ...(none && !one.decision.by_hand ? [] : choice(one)).map((said) => h("p", {}, said)),
   ].filter(Boolean);
 }
 

@@ -199,7 +199,8 @@ function routeTitle(rule) {
 
 function ruleBlock(rule) {
   const total = [...rule.counts].reduce((sum, [provider, row]) => sum + (provider ? row.requests : 0), 0);
-  const rows = rule.targets.map((target) => targetRow(rule, target, total));
+  const chosen = [...rule.counts.values()].reduce((sum, row) => sum + (row.chosen ?? 0), 0);
+  const rows = rule.targets.map((target) => targetRow(rule, target, chosen));
   for (const [provider, row] of rule.counts) {
     if (!provider && rule.rule) rows.push(h("li", { class: "other" }, `refused: ${exact(row.requests)}`));
     else if (provider && !rule.targets.some((target) => target.provider === provider)) {
@@ -227,10 +228,10 @@ function endpointsOf({ endpoints, ejected_endpoints: ejected }) {
   return ejected ? `${exact(ejected)} of ${all} ejected` : all;
 }
 
-function targetRow(rule, target, total) {
+function targetRow(rule, target, chosen) {
   const row = rule.counts.get(target.provider);
   const requests = row?.requests ?? 0;
-  const actual = total ? requests / total : null;
+  const actual = chosen ? (row?.chosen ?? 0) / chosen : null;
   const known = rule.known?.rule.targets?.find((one) => one.provider === target.provider);
   const model = known?.call?.model;
   const standby = target.priority > 0 && target.share === 0;
@@ -250,8 +251,9 @@ function targetRow(rule, target, total) {
         ? `Priority ${target.priority}: used when no target before it is left` : `Weight ${target.weight}` },
       standby ? "standby" : percent(target.share)),
       h("span", { class: "dim" }, " → "),
-      h("b", { class: "actual-share" }, percent(actual))),
-    h("span", { class: "requests num" }, exact(requests)));
+      h("b", { class: "actual-share", title: "of the requests, by the provider that was chosen first" },
+        percent(actual))),
+    h("span", { class: "requests num", title: "requests that ended here" }, exact(requests)));
 }
 
 // --- providers and models -------------------------------------------------------------------------
