@@ -326,6 +326,40 @@ def test_a_refusal_and_an_ejected_target_are_explained(
     expect(detail).to_contain_text("Skipped, as ejected after failures: dead.")
 
 
+def focused(page: Page) -> int | None:
+    """Return which of the rows that are shown has the focus."""
+    found: int = page.evaluate(
+        "[...document.querySelectorAll('#list tbody tr:not([hidden])')]"
+        ".indexOf(document.activeElement)"
+    )
+    return None if found < 0 else found
+
+
+def test_the_arrows_lead_into_the_list(traffic: Traffic, shown: Callable[[str], Page]) -> None:
+    """From a fresh page, and from the filter, whose rows the Tab key comes to as well."""
+    lines = traffic.send()
+    page = shown(traffic.proxy.admin)
+    expect(rows(page)).to_have_count(len(lines))
+    page.keyboard.press("ArrowDown")
+    assert focused(page) == 0
+    page.keyboard.press("ArrowDown")
+    assert focused(page) == 1
+    page.keyboard.press("/")
+    page.keyboard.type("gpt-4.1")
+    wanted = sum("gpt-4.1" in str(line) for line in lines)
+    expect(rows(page)).to_have_count(wanted)
+    page.keyboard.press("ArrowDown")
+    assert focused(page) is not None
+    page.keyboard.press("/")
+    for _ in range(4):  # past the outcome, the flag and Hold
+        page.keyboard.press("Tab")
+    assert focused(page) is not None
+    page.keyboard.press("End")
+    assert focused(page) == wanted - 1
+    page.keyboard.press("Enter")
+    expect(page.locator("#detail")).to_contain_text("gpt-4.1")
+
+
 def test_the_list_is_used_by_keyboard(traffic: Traffic, shown: Callable[[str], Page]) -> None:
     traffic.send()
     page = shown(traffic.proxy.admin)

@@ -80,7 +80,6 @@ export class Exchanges {
     this.offerFlags();
     this.filter();
     this.tick(this.now);
-    if (!this.rows.some((entry) => entry.row.tabIndex === 0)) this.reach(this.visible()[0]);
   }
 
   /** Bring the times up to date. */
@@ -136,12 +135,18 @@ export class Exchanges {
     show(empty, found ? [] : this.rows.length
       ? [h("p", {}, "None of the last requests is like that.")] : this.empty());
     byId("list").hidden = !found;
+    if (!this.reachable()) this.reach(this.visible()[0]);
   }
 
   // --- the list -----------------------------------------------------------------------------------
 
   visible() {
     return this.rows.filter(({ row }) => !row.hidden);
+  }
+
+  /** The row that the Tab key comes to. */
+  reachable() {
+    return this.visible().find(({ row }) => row.tabIndex === 0);
   }
 
   /** Let the Tab key come to this row, and to no other. */
@@ -172,10 +177,14 @@ export class Exchanges {
     this.body.addEventListener("keydown", (event) => this.pressed(event));
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.chosen) this.close();
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
       const typing = event.target.closest?.("input, select, textarea");
-      if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      if (event.key === "/" && !typing) {
         event.preventDefault();
         byId("filter-text").focus();
+      } else if (entersList(event) && this.reachable()) {
+        event.preventDefault();
+        this.focus(this.reachable());
       }
     });
     narrow.addEventListener("change", () => {
@@ -256,6 +265,13 @@ export class Exchanges {
     if (row && selected) row.setAttribute("aria-selected", "true");
     else row?.removeAttribute("aria-selected");
   }
+}
+
+/** Whether an arrow key comes from where it has no other use: nowhere, or the text of the filter. */
+function entersList({ key, target }) {
+  const outside = target === document.body || target === byId("exchanges");
+  return (key === "ArrowDown" && (outside || target === byId("filter-text")))
+    || (key === "ArrowUp" && outside);
 }
 
 function searched(one) {
