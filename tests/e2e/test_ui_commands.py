@@ -189,6 +189,15 @@ def test_usage_is_that_of_the_log(web: Web, openai: Far) -> None:
     assert row[:5] == ["openai", entries[0]["response_model"], "3", str(prompt), str(completion)]
 
 
+def test_usage_that_is_not_known_is_no_zero(web: Web, openai: Far) -> None:
+    openai.provider.replies.append(Reply.json({"error": {"message": "no"}}, status=404))
+    with web.proxy.client() as client:
+        assert client.post(URL, json=chat(model="m")).status_code == 404
+    web.proxy.entry()
+    _, row = rows(web, "llm.usage")
+    assert row == ["openai", "m", "1", "\u2013", "\u2013", "\u2013"]
+
+
 def test_a_table_is_fit_for_a_terminal(web: Web, openai: Far) -> None:
     openai.provider.replies.append(Reply.json({"error": {"message": "no"}}, status=404))
     with web.proxy.client() as client:

@@ -62,10 +62,11 @@ def test_what_an_exchange_adds() -> None:
         "prompt_tokens": 5,
         "completion_tokens": 3,
         "cost_usd": 0.25,
-        "without_usage": 1,
-        "without_prompt_tokens": 1,
-        "without_completion_tokens": 1,
-        "without_price": 1,
+        "with_prompt_tokens": 1,
+        "with_completion_tokens": 1,
+        "with_cost": 1,
+        "without_usage": 0,  # what failed has no tokens to tell of
+        "without_price": 0,
     }
     rules = {(r["route"], r["rule"], r["provider"]): r["requests"] for r in seen["rules"]}
     assert rules == {("front", "split", "east"): 1, ("front", "split", "west"): 1}
@@ -75,6 +76,15 @@ def test_what_an_exchange_adds() -> None:
     assert slot["providers"] == {"east": 1, "west": 1}
     assert quantile(slot["time_to_first_token"], 0.5) == pytest.approx(200, rel=0.2)
     assert quantile(slot["overhead"], 0.99) == pytest.approx(0.5, rel=0.2)
+
+
+def test_an_answer_without_usage_is_told_from_one_without_a_price() -> None:
+    live = Live(Clock())
+    live.record(exchange(usage=None, cost_usd=None))
+    live.record(exchange(cost_usd=None))
+    live.record(exchange(usage=None, cost_usd=None, request_model=None))  # a list of models, say
+    totals = live.snapshot()["totals"]
+    assert (totals["without_usage"], totals["without_price"], totals["with_cost"]) == (1, 1, 0)
 
 
 def test_a_split_is_of_what_was_chosen_first_by_rules() -> None:

@@ -6,7 +6,7 @@ A command's answer is a table, which is what all of them can show.
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from pointsman.proxy.replays import replay_via
 from pointsman.proxy.router import Router
 from pointsman.proxy.saved_flows import request_of
 from pointsman.routing.planning import state_of
+from pointsman.telemetry.amounts import dollars, some
 
 type Rows = list[list[str]]
 
@@ -105,19 +106,7 @@ class Commands:
         """Sum up tokens and list price by provider and model, since the start."""
         rows = [["provider", "model", "requests", "prompt tokens", "completion tokens", "cost"]]
         found = sorted(self._live()["models"], key=lambda row: -row["requests"])
-        for row in found:
-            more = "+" if row["without_price"] else ""
-            rows.append(
-                [
-                    row["provider"] or "(none)",
-                    row["model"] or "(none)",
-                    str(row["requests"]),
-                    str(row["prompt_tokens"]),
-                    str(row["completion_tokens"]),
-                    f"${row['cost_usd']:.6f}{more}",
-                ]
-            )
-        return _data(rows)
+        return _data([*rows, *map(_used, found)])
 
     @command.command("llm.reload")
     def reload(self) -> types.Data:
@@ -141,6 +130,21 @@ def _data(rows: Rows) -> types.Data:
     """Return a table fit for a screen: clients and files choose what stands in it."""
     clean = partial(_UNPRINTABLE.sub, "\N{REPLACEMENT CHARACTER}")
     return [list(map(clean, row)) for row in rows]  # type: ignore[return-value]  # by its shape
+
+
+def _used(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a model's sums; copies are no requests of a client's, and cost."""
+    more = bool(row["without_usage"])
+    copies = f" + {row['mirrored']} mirrored" if row["mirrored"] else ""
+    cost = {"known": bool(row["with_cost"]), "more": more or bool(row["without_price"])}
+    return [
+        row["provider"] or "(none)",
+        row["model"] or "(none)",
+        f"{row['requests']}{copies}",
+        some(str(row["prompt_tokens"]), known=bool(row["with_prompt_tokens"]), more=more),
+        some(str(row["completion_tokens"]), known=bool(row["with_completion_tokens"]), more=more),
+        some(dollars(row["cost_usd"]), **cost),
+    ]
 
 
 def _explained(found: Explanation) -> Rows:

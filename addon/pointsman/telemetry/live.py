@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+from pointsman.protocols.usage import Usage
 from pointsman.telemetry.exchange import Exchange, access_log_entry, milliseconds
 from pointsman.telemetry.naming import RuleName, name_of_decided
 from pointsman.telemetry.reading import Reading, TargetReading
-from pointsman.telemetry.verdicts import called, chosen, is_error
+from pointsman.telemetry.verdicts import called, chosen, has_answered, is_error
 
 SLOT_SECONDS = 2
 SLOTS = 150
@@ -319,18 +320,23 @@ def _merged(snapshots: Iterable[dict[str, Any]], what: str) -> list[dict[str, An
 
 def _counted(exchange: Exchange) -> _Sums:
     """Return what one exchange adds to the sums. A mirrored copy is no request of a client's."""
-    usage = exchange.usage
+    usage = exchange.usage or Usage()
+    model = exchange.response_model or exchange.request_model
+    answered = has_answered(exchange.status, model)
+    counted = usage.prompt_tokens is not None
     return {
         "requests": 0 if exchange.mirror else 1,
         "mirrored": 1 if exchange.mirror else 0,
         "errors": 0 if exchange.mirror else int(is_error(exchange.status, exchange.error)),
-        "prompt_tokens": (usage and usage.prompt_tokens) or 0,
-        "completion_tokens": (usage and usage.completion_tokens) or 0,
+        "prompt_tokens": usage.prompt_tokens or 0,
+        "completion_tokens": usage.completion_tokens or 0,
         "cost_usd": exchange.cost_usd or 0.0,
-        "without_usage": int(usage is None),
-        "without_prompt_tokens": int(usage is None or usage.prompt_tokens is None),
-        "without_completion_tokens": int(usage is None or usage.completion_tokens is None),
-        "without_price": int(exchange.cost_usd is None),
+        # How many told, and how many answers did not.
+        "with_prompt_tokens": int(counted),
+        "with_completion_tokens": int(usage.completion_tokens is not None),
+        "with_cost": int(exchange.cost_usd is not None),
+        "without_usage": int(answered and not counted),
+        "without_price": int(counted and exchange.cost_usd is None),
     }
 
 

@@ -14,6 +14,11 @@ def is_error(status: int | None, error: str | None) -> bool:
     return status is None or status >= FIRST_ERROR or bool(error)
 
 
+def has_answered(status: int | None, model: str | None) -> bool:
+    """Tell whether a model has answered, and so has used tokens, whether or not they are known."""
+    return bool(model) and status is not None and status < FIRST_ERROR
+
+
 def is_failed_over(tried: Iterable[str]) -> bool:
     """Tell whether more than one provider was tried; more attempts at one are retries."""
     return len(set(tried)) > 1

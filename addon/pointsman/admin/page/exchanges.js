@@ -343,7 +343,7 @@ function explained(one) {
       ["Tokens out", amount(one.request_completion_tokens, [["reasoning", one.reasoning_tokens]])],
       ["In all", one.total_tokens === null ? null : exact(one.total_tokens)],
       ["Counted by", { response: "the provider's answer", partial: "what came of the answer" }[one.usage_source] ?? "no one"],
-      ["Cost", one.cost_usd === null ? "unknown: there is no list price" : `${money(one.cost_usd)} by list price`],
+      ["Cost", cost(one)],
       ["Finished", one.finish_reason],
     ])),
     part("Time", facts([
@@ -391,6 +391,13 @@ function attempts(one) {
       h("span", { class: "took", "aria-hidden": "true" },
         h("span", { share: whole ? (attempt.duration_ms ?? 0) / whole : 0 })));
   }));
+}
+
+function cost(one) {
+  if (one.cost_usd !== null) return `${money(one.cost_usd)} by list price`;
+  if (!one.attempts.length) return "none: no provider was asked";
+  if (one.request_prompt_tokens !== null) return "unknown: there is no list price";
+  return "unknown: its tokens are not known";
 }
 
 function amount(value, parts) {
