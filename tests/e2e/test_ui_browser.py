@@ -1,6 +1,7 @@
 """mitmweb in a real browser, with live traffic: what a person sees of each LLM call."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,3 +240,19 @@ def test_the_list_is_searched_by_the_decision(ui: Page) -> None:
     ):
         ui.get_by_placeholder("Search").fill(wanted)
         expect(ui.locator(".flow-table td.col-path")).to_have_count(count)
+
+
+def test_a_commands_answer_is_a_table_in_the_event_log(ui: Page) -> None:
+    ui.get_by_text("Options", exact=True).click()
+    ui.get_by_text("Display Event Log").click()
+    ui.get_by_text("Display Command Bar").click()
+    asked, log = ui.get_by_placeholder("Enter command"), ui.locator(".eventlog pre")
+    expect(log).to_contain_text("rules live")
+    log.evaluate("log => log.scrollTop = log.scrollHeight")  # from then on it follows
+    for command, line in (
+        ("llm.routes", "localhost +would-move +everything +moonshot +1 +moonshot-v1-8k +healthy"),
+        ("llm.explain '~comment no_route'", "rule known-tenants +header x-tenant is absent"),
+    ):
+        asked.fill(command)
+        asked.press("Enter")
+        expect(log).to_contain_text(re.compile(line))
