@@ -230,6 +230,18 @@ def test_a_stream_is_shown_as_the_answer_that_it_is(ui: Page) -> None:
     screenshot(ui, "mitmweb-answer", height=720)
 
 
+def test_a_call_without_a_body_shows_its_way(web: Web, ui: Page) -> None:
+    with web.proxy.client() as app:
+        assert app.get("http://llm.internal/v1/models").status_code == 404
+    web.flows(6)
+    ui.locator("td.col-path").nth(5).click()
+    for tab in ("Request", "Response"):
+        ui.get_by_role("link", name=tab).click()
+        shown = ui.locator(".contentview pre")
+        expect(shown).to_contain_text("outcome: refused · NR · no_route")
+        expect(shown).to_contain_text("known-tenants")
+
+
 def test_the_list_is_searched_by_the_decision(ui: Page) -> None:
     for wanted, count in (
         ("~comment moonshot", 3),

@@ -135,6 +135,8 @@ def conversation(data: bytes, api: Api) -> Conversation | None:
 def show_request(data: bytes, api: Api | None, way: Way | None = None) -> str:
     """Return a request as text: the way that it went, its parameters, its conversation."""
     told: dict[str, Node] = {"route": section(way)} if way else {}
+    if not data:
+        return outline(told | {"body": "(empty)"})
     body = load(data)
     view = _VIEWS.get(api.name) if api else None
     if api is None or view is None or not isinstance(body, dict):
@@ -187,13 +189,19 @@ def show_answer(  # noqa: PLR0913 (all that is known of an answer)
     way: Way | None = None,
     whole_size: int | None = None,
     compared: Mapping[str, Node] | None = None,
+    bodiless: bool = False,
 ) -> str:
     """Return an answer as text: what was said, why it ended, what it cost.
+
+    Of a request without a body (`bodiless`), or whose body was not kept, not every UI shows a view:
+    its whole way is told here.
 
     `whole_size` is how many bytes the client got, where not all of them were kept; `compared` is
     what `comparing.section` tells of a replay.
     """
     told: dict[str, Node] = {"route": line(way.summary)} if way and way.summary else {}
+    if way and bodiless:
+        told = {"route": section(way)}
     if compared:
         told["compared with the original"] = compared
     if whole_size is not None:
