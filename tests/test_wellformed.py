@@ -1,8 +1,12 @@
 """Texts that every encoder takes."""
 
-import pytest
+import json
 
-from pointsman.wellformed import well_formed, well_formed_json
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.wellformed import well_formed, well_formed_escapes, well_formed_json
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,19 @@ def test_a_json_value_is_made_well_formed_in_all_its_depth() -> None:
     sent = {"a\ud800": ["b\udfff", {"c": "\ud800", "n": 1.5, "t": True, "none": None}]}
     kept = {"a\ufffd": ["b\ufffd", {"c": "\ufffd", "n": 1.5, "t": True, "none": None}]}
     assert well_formed_json(sent) == kept
+
+
+@given(st.text(st.sampled_from('a\\"u\n\ud83d\ude00\udbff\udc00d8')))
+def test_the_escapes_of_json_are_made_what_its_texts_are(text: str) -> None:
+    sent = json.dumps(text).encode()
+    kept = well_formed_escapes(sent)
+    assert json.loads(kept) == well_formed(text)
+    assert (kept is sent) == (well_formed(text) == json.loads(sent))
+
+
+def test_an_escape_that_is_escaped_is_a_text() -> None:
+    for text in (rb'"\\ud83d"', rb'"\\\\ud83d \ud83d\ude00"', rb'"\\uD83D\\uDE00"'):
+        assert well_formed_escapes(text) is text
+    assert (
+        well_formed_escapes(rb'"\\\ud83d\ude00 \ude00\ud83d"') == rb'"\\\ud83d\ude00 \ufffd\ufffd"'
+    )

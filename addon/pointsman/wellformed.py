@@ -4,7 +4,13 @@ What clients and providers send may hold a lone surrogate: half a character of J
 that is no UTF-8, as mitmproxy decodes it. No encoder takes one.
 """
 
+import re
 from typing import Any
+
+# A backslash more or less makes of `\\ud83d` half a character or the text itself.
+_SURROGATE = re.compile(rb"(\\+)u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
+_REPLACEMENT = rb"\ufffd"
+_HIGH = b"89abAB"
 
 
 def well_formed(text: str) -> str:
@@ -25,3 +31,30 @@ def well_formed_json(value: Any) -> Any:
             return [well_formed_json(item) for item in value]
         case _:
             return value
+
+
+def well_formed_escapes(data: bytes) -> bytes:
+    """Return JSON in which each escape of a lone surrogate is that of U+FFFD; the same if none is.
+
+    Who cuts a text by its UTF-16 units, as JavaScript does, sends such.
+    """
+    found = bytearray(data)
+    high: re.Match[bytes] | None = None
+    for escape in _SURROGATE.finditer(data):
+        slashes = len(escape[1])
+        if slashes % 2 == 0:
+            continue  # the last one is escaped itself
+        if escape[2] in _HIGH:
+            _replace(found, high)
+            high = escape
+        elif high is not None and slashes == 1 and escape.start() == high.end():
+            high = None  # a pair
+        else:
+            _replace(found, escape)
+    _replace(found, high)
+    return data if found == data else bytes(found)
+
+
+def _replace(data: bytearray, escape: re.Match[bytes] | None) -> None:
+    if escape is not None:
+        data[escape.end() - len(_REPLACEMENT) : escape.end()] = _REPLACEMENT
