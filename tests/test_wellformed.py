@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.wellformed import well_formed, well_formed_escapes, well_formed_json
+from pointsman.wellformed import printable, well_formed, well_formed_escapes, well_formed_json
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,19 @@ from pointsman.wellformed import well_formed, well_formed_escapes, well_formed_j
 def test_a_lone_surrogate_is_replaced_and_nothing_else(sent: str, kept: str) -> None:
     assert well_formed(sent) == kept
     assert well_formed(sent).encode().decode() == kept
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("plain é 数 😀 👨\u200d👩", "plain é 数 😀 👨\u200d👩"),
+        ("a\nb\x1b[2J\x85", "a\ufffdb\ufffd[2J\ufffd"),
+        ("gpt\u202e4\u2066\u200f", "gpt\ufffd4\ufffd\ufffd"),
+        ("\udc80\u2028", "\ufffd\ufffd"),
+    ],
+)
+def test_what_is_printed_stays_on_its_line_and_in_its_direction(sent: str, shown: str) -> None:
+    assert printable(sent) == shown
 
 
 def test_a_json_value_is_made_well_formed_in_all_its_depth() -> None:

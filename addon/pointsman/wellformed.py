@@ -1,4 +1,4 @@
-"""Text that can be written down: in JSON, in UTF-8, in a protocol buffer.
+"""Text that can be written down: in JSON, in UTF-8, in a protocol buffer, on a screen.
 
 What clients and providers send may hold a lone surrogate: half a character of JSON's, or a byte
 that is no UTF-8, as mitmproxy decodes it. No encoder takes one.
@@ -9,6 +9,10 @@ from typing import Any
 
 # A backslash more or less makes of `\\ud83d` half a character or the text itself.
 _SURROGATE = re.compile(rb"(\\+)u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
+# Control characters, what ends a line, what turns the direction of a text, halves of characters.
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _REPLACEMENT = rb"\ufffd"
 _HIGH = b"89abAB"
 
@@ -18,6 +22,14 @@ def well_formed(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def printable(text: str) -> str:
+    """Return a text that stays on its line and in its direction, wherever it came from.
+
+    What steers a terminal, ends a line or turns the direction of what follows becomes U+FFFD.
+    """
+    return text if text.isprintable() else _STEERING.sub("\ufffd", text)
 
 
 def well_formed_json(value: Any) -> Any:

@@ -444,6 +444,21 @@ def test_what_a_client_sends_stays_text(
     assert page.title() == "Pointsman"
 
 
+def test_a_name_that_turns_the_direction_of_the_text_turns_nothing(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
+) -> None:
+    proxy = start_proxy(write_rules(tmp_path / "rules", openai.manifest()), *ADMIN)
+    page = shown(proxy.admin)
+    openai.provider.replies.append(Reply.json({"error": {"message": "no"}}, status=404))
+    with proxy.client() as client:
+        assert client.post(URL, json=chat(model="gpt\u202e4-tpg")).status_code == 404
+    proxy.entry()
+    rows(page).first.click()
+    for place in ("#list", "#models", "#detail"):
+        expect(page.locator(place)).to_contain_text("gpt\ufffd4-tpg")
+    assert "\u202e" not in page.content()
+
+
 def test_bytes_that_are_no_text_do_not_stop_the_page(
     start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
 ) -> None:

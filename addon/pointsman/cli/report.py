@@ -46,7 +46,7 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
 
         kubectl logs deploy/shop -c pointsman | pointsman report - --html report.html
     """
-    table = load_rules(rules, labels, gateway, without_keys=True).table if rules else None
+    table = load_rules(rules, labels, gateway, without_keys=True, status=2).table if rules else None
     shares = showing.configured_shares(table) if table else {}
     found = Report(table)
     for log in logs:

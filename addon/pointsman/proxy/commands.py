@@ -5,11 +5,9 @@ A command's answer is a table, which is what all of them can show.
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from mitmproxy import command, ctx, exceptions, flow, http, types
@@ -24,13 +22,11 @@ from pointsman.proxy.router import Router
 from pointsman.proxy.saved_flows import request_of
 from pointsman.routing.planning import state_of
 from pointsman.telemetry.amounts import dollars, several, some
+from pointsman.wellformed import printable
 
 logger = logging.getLogger(__name__)
 
 type Rows = list[list[str]]
-
-# Control characters, and those that turn the direction of the text.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Commands:
@@ -133,8 +129,7 @@ def _http(shown: flow.Flow) -> http.HTTPFlow:
 
 def _data(name: str, rows: Rows) -> types.Data:
     """Return a table fit for a screen: clients and files choose what stands in it."""
-    clean = partial(_UNPRINTABLE.sub, "\N{REPLACEMENT CHARACTER}")
-    table = [list(map(clean, row)) for row in rows]
+    table = [list(map(printable, row)) for row in rows]
     if type(ctx.master).__name__ == "WebMaster":
         # Its command bar shows any answer as one line of JSON; its event log keeps lines.
         logger.info("%s\n%s", name, _aligned(table))

@@ -16,6 +16,7 @@ from pointsman.reporting.summing import NONE, Report, RuleKey, Sums
 from pointsman.routing.planning import split
 from pointsman.telemetry.amounts import UNKNOWN, dollars, several, some
 from pointsman.telemetry.naming import name_of_rule
+from pointsman.wellformed import printable
 
 type Shares = Mapping[RuleKey, float]
 
@@ -210,7 +211,7 @@ def show(report: Report, shares: Shares, console: Console) -> None:
     """Print it for a person: as tables, or below each other what is too wide for one."""
     console.print(_headline(report), style="bold", markup=False)
     for title, columns, rows in _tables(report, shares):
-        clean = [[_plain(cell) for cell in row] for row in rows]
+        clean = [list(map(printable, row)) for row in rows]
         console.print()
         if (table := _table(title, columns, clean)) and _fits(table, console):
             console.print(table)
@@ -256,11 +257,6 @@ def _stack(columns: Sequence[str], row: Sequence[str], console: Console) -> None
 def _texts(columns: Sequence[str]) -> int:
     """Return how many columns, the first ones, are texts."""
     return sum(name in {"route", "rule", "provider", "model", "outcome"} for name in columns)
-
-
-def _plain(cell: str) -> str:
-    """Keep what a client named from steering the terminal."""
-    return "".join(c if c.isprintable() else "�" for c in cell)
 
 
 # --- HTML -----------------------------------------------------------------------------------------
@@ -320,7 +316,7 @@ def _html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
             f"<{tag}{' class=text' if place < texts else ''}>{escape(value)}</{tag}>"
-            for place, value in enumerate(values)
+            for place, value in enumerate(map(printable, values))
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
@@ -360,7 +356,7 @@ def _bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
 
 
 def _bar(name: str, bar: str, value: str) -> str:
-    shown = escape(name)
+    shown = escape(printable(name))
     return (
         f'<div class=bar><span title="{shown}">{shown}</span><span class=track>{bar}</span>'
         f"<span>{escape(value)}</span></div>"
@@ -389,7 +385,7 @@ def _timeline(report: Report) -> str:
                     f' height="{counts[name]}" fill="{_COLOURS[place]}"/>'
                 )
     legend = "".join(
-        f'<span><b style="background:{_COLOURS[place]}"></b>{escape(name)}</span>'
+        f'<span><b style="background:{_COLOURS[place]}"></b>{escape(printable(name))}</span>'
         for place, name in enumerate(names)
     )
     return (

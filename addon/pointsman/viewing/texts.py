@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pointsman.viewing.outline import Json, Node
+from pointsman.wellformed import printable
 
 MAX_TEXT = 20_000  # characters shown of one text
 _MAX_JSON = 4000
@@ -78,7 +79,7 @@ def line(text: str, limit: int = _MAX_LINE) -> str:
     """Return a text in one line of at most `limit` characters."""
     if len(text) <= limit and text.isprintable():
         return text.strip()
-    said = " ".join(text[: 4 * limit].split())
+    said = printable(" ".join(text[: 4 * limit].split()))
     return said if len(said) <= limit and len(text) <= 4 * limit else said[: limit - 1] + "…"
 
 
