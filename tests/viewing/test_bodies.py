@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pointsman.protocols import detect
 from pointsman.protocols.api import named
-from pointsman.protocols.sse import Parser
+from pointsman.protocols.sse import MAX_EVENT, Parser
 from pointsman.viewing import openai_responses
 from pointsman.viewing.bodies import (
     MAX_STREAM,
@@ -288,3 +288,19 @@ def test_event_streams_are_known_by_type_or_start() -> None:
     assert is_event_stream("text/plain", b"\ndata: {}")
     assert is_event_stream(None, b"event: x\ndata: {}")
     assert not is_event_stream("application/json", b'{"data": 1}')
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n"])
+def test_an_event_that_is_too_large_is_told(blank: str) -> None:
+    image = {"choices": [{"index": 0, "delta": {"content": "x" * (MAX_EVENT + 1)}}]}
+    small = {"choices": [{"index": 0, "delta": {"content": "before"}}]}
+    large = f"data: {json.dumps(image)}{blank}"
+    shown = show_answer(large.encode(), CHAT, event_stream=True)
+    assert "stream: 0 events, then one of 4.2 MB, too large to read" in shown
+    assert "body: (nothing that could be read)" in shown
+    both = f"data: {json.dumps(small)}{blank}{large}data: [DONE]{blank}"
+    shown = show_answer(both.encode(), CHAT, event_stream=True)
+    assert "assistant: before" in shown
+    assert "too large to read" in shown
+    fits = large.replace("x" * (MAX_EVENT + 1), "x" * (MAX_EVENT - 200))
+    assert "too large" not in show_answer(fits.encode(), CHAT, event_stream=True)
