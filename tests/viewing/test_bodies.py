@@ -182,6 +182,15 @@ def test_no_encoded_data_is_dumped(place: str) -> None:
     assert "60.0 kB" in shown or "80,000 characters of encoded data" in shown
 
 
+def test_no_encoded_lines_are_dumped() -> None:
+    mail = base64.encodebytes(os.urandom(6_000)).decode()
+    body = json.dumps({"messages": [{"role": "user", "content": f"decode:\n{mail}please"}]})
+    shown = show_request(body.encode(), CHAT)
+    assert mail.splitlines()[1] not in shown
+    assert "8,000 characters of encoded data in lines" in shown
+    assert "please" in shown
+
+
 def test_of_many_messages_the_first_and_the_last_are_shown() -> None:
     messages = [{"role": "user", "content": f"number {n}"} for n in range(1000)]
     shown = show_request(json.dumps({"messages": messages}).encode(), CHAT)
@@ -220,6 +229,33 @@ def test_what_python_clients_send_is_read() -> None:
 def test_an_answer_of_another_shape_is_shown_as_json() -> None:
     shown = yaml.safe_load(show_answer(b'{"detail": "Not Found"}', CHAT, event_stream=False))
     assert shown == {"body": {"detail": "Not Found"}}
+
+
+def test_of_many_parameters_the_model_and_how_many_more_are_shown() -> None:
+    body = {f"p{n}": n for n in range(60)} | {"messages": [], "model": "m", "stream": True}
+    shown = yaml.safe_load(show_request(json.dumps(body).encode(), CHAT))
+    assert (shown["model"], shown["stream"]) == ("m", True)
+    assert list(shown["parameters"])[-2:] == ["p47", "… 12 more"]
+
+
+def test_a_request_to_gemini_has_the_model_of_its_path_and_a_system_whatever_its_role() -> None:
+    body = {
+        "systemInstruction": {"role": "user", "parts": [{"text": "Be brief."}]},
+        "contents": [{"role": "user", "parts": [{"text": "Hi"}]}],
+    }
+    path = "/v1beta/models/gemini-2.5-flash:streamGenerateContent"
+    given = show_request(json.dumps(body).encode(), named("gemini"), path=path)
+    shown = yaml.safe_load(given)
+    assert (shown["model"], shown["stream"]) == ("gemini-2.5-flash", True)
+    assert shown["conversation"] == [{"system": "Be brief."}, {"user": "Hi"}]
+
+
+def test_items_of_tools_have_the_role_of_who_made_them() -> None:
+    items = [{"type": "tool_search_call"}, {"type": "tool_search_output"}]
+    shown = yaml.safe_load(
+        show_request(json.dumps({"input": items}).encode(), detect("POST", "/v1/responses"))
+    )
+    assert [list(said) for said in shown["conversation"]] == [["assistant"], ["tool"]]
 
 
 def test_rewritten_fields_are_marked() -> None:

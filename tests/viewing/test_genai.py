@@ -79,11 +79,11 @@ def assert_shaped(found: dict[str, Any]) -> None:
 
 @EVERY
 def test_what_an_exchange_says(case: Case) -> None:
-    """After a wanted change, run with `POINTSMAN_GOLDEN=write` and read the difference."""
+    """After a wanted change, run with `WRITE_GOLDEN=1` and read the difference."""
     found = told(case, case.request, case.response)
     assert_shaped(found)
     golden = CASES / f"{case.name}.genai"
-    if os.environ.get("POINTSMAN_GOLDEN") == "write":
+    if os.environ.get("WRITE_GOLDEN"):
         golden.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     assert found == json.loads(golden.read_text(encoding="utf-8"))
 

@@ -1,6 +1,6 @@
 """What each API's exchanges look like, to the letter.
 
-After a wanted change, run with `POINTSMAN_GOLDEN=write` and read the difference.
+After a wanted change, run with `WRITE_GOLDEN=1` and read the difference.
 """
 
 import os
@@ -17,7 +17,7 @@ LINE = "-" * 40 + "\n"
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_an_exchange_looks_as_it_should(case: Case) -> None:
     shown = case.show_request() + LINE + case.show_answer()
-    if os.environ.get("POINTSMAN_GOLDEN") == "write":
+    if os.environ.get("WRITE_GOLDEN"):
         case.golden.write_text(shown, encoding="utf-8")
     assert shown == case.golden.read_text(encoding="utf-8")
 

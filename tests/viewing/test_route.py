@@ -122,6 +122,11 @@ def told(made: Exchange) -> dict[str, object]:
     return said
 
 
+def test_a_copy_is_told() -> None:
+    said = told(exchange(ended=11.0, attempts=[attempt("a")], mirrored_to="c"))
+    assert str(said["mirrored"]).startswith("a copy went to c")
+
+
 def test_what_is_refused_under_way_or_observed_is_told() -> None:
     assert told(exchange(ended=11.0, error="no_route", flags=["NR"]))["outcome"] == (
         "refused · NR · no_route"

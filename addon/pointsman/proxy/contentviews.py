@@ -51,7 +51,8 @@ class LLMContentview(contentviews.Contentview):
         way = read(known.get(WAY))
         api = _api(metadata) or guess(data)
         if not isinstance(message, http.Response):
-            return show_request(data, api, way)
+            path = flow.request.path if isinstance(flow, http.HTTPFlow) else ""
+            return show_request(data, api, way, path)
         whole = known.get(CUT)
         return show_answer(
             data,

@@ -457,6 +457,7 @@ class RoutedRequest:
             request_bytes=own.request_bytes,
         )
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin_copy(own, copy))
+        own.mirrored_to = wanted.target.provider
         emit = self._router.sinks.emit
         self._router.mirrors.send(outgoing, wanted.target.limits, copy, emit)
 

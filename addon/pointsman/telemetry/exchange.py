@@ -107,6 +107,7 @@ class Exchange:
     stream: bool | None = None
     mirror: bool = False  # a copy that the client never sees
     replay: bool = False  # sent again by a person
+    mirrored_to: str | None = None  # the provider that got a copy; not in the log
     # The outcome.
     attempts: list[Attempt] = field(default_factory=list)
     status: int | None = None

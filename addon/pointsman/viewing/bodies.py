@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pointsman.protocols.api import Api, named
+from pointsman.protocols.api import Api, model_in_path, named, streams_by_path
 from pointsman.protocols.reader import Reader, mapping
 from pointsman.protocols.sse import MAX_EVENT, Event, Parser
 from pointsman.telemetry.amounts import several
@@ -21,6 +21,7 @@ MAX_STREAM = 4 * 1024 * 1024  # bytes of a stream that are put together again
 _MOST_LINES = 100_000
 _TAIL = 64 * 1024  # bytes of its end, where the usage stands; lines there may be many, too
 _MOST_FIELDS = 50
+_FIRST = ("model", "stream")  # of the parameters
 _SNIFFED = 4096
 
 
@@ -148,8 +149,11 @@ def conversation(data: bytes, api: Api) -> Conversation | None:
     return view.request(body) if view and isinstance(body, dict) else None
 
 
-def show_request(data: bytes, api: Api | None, way: Way | None = None) -> str:
-    """Return a request as text: the way that it went, its parameters, its conversation."""
+def show_request(data: bytes, api: Api | None, way: Way | None = None, path: str = "") -> str:
+    """Return a request as text: the way that it went, its parameters, its conversation.
+
+    Gemini's `path` has the model, and whether to stream.
+    """
     told: dict[str, Node] = {"route": section(way)} if way else {}
     if not data:
         return outline(told | {"body": "(empty)"})
@@ -159,23 +163,34 @@ def show_request(data: bytes, api: Api | None, way: Way | None = None) -> str:
         return outline(told | _unread(data, body))
     asked = view.request(body)
     told["request"] = api.name
-    told |= _parameters(asked.parameters, way)
+    told |= _parameters(_by_path(path) | asked.parameters, way)
     if asked.tools:
         told["tools"] = asked.tools
     told["conversation"] = asked.nodes() or "(empty)"
     return outline(told)
 
 
+def _by_path(path: str) -> dict[str, Any]:
+    model = model_in_path(path)
+    stream = {"stream": True} if streams_by_path(path) else {}
+    return ({"model": model} if model else {}) | stream
+
+
 def _parameters(parameters: dict[str, Any], way: Way | None) -> dict[str, Node]:
     """Return the parameters, the model and `stream` first; what was rewritten as before → after."""
     changed = {one.what: one for one in way.body} if way else {}
-    names = list(dict.fromkeys([*parameters, *changed]))[:_MOST_FIELDS]
-    shown = {
+    there = [
+        name
+        for name in dict.fromkeys([*_FIRST, *parameters, *changed])
+        if name in parameters or (name in changed and changed[name].before is None)
+    ]
+    shown: dict[str, Node] = {
         line(name): arrow(changed[name]) if name in changed else json_node(parameters[name])
-        for name in names
-        if name in parameters or changed[name].before is None
+        for name in there[:_MOST_FIELDS]
     }
-    first = {name: shown.pop(name) for name in ("model", "stream") if name in shown}
+    if (more := len(there) - _MOST_FIELDS) > 0:
+        shown[f"… {more:,} more"] = ""
+    first = {name: shown.pop(name) for name in _FIRST if name in shown}
     return first | ({"parameters": shown} if shown else {})
 
 

@@ -76,6 +76,7 @@ class Way(msgspec.Struct, frozen=True, omit_defaults=True):
     order: list[str] = []
     skipped: list[str] = []
     attempts: list[Try] = []
+    mirrored_to: str | None = None
     place: list[Difference] = []
     headers: list[Difference] = []
     body: list[Difference] = []
@@ -130,6 +131,7 @@ def way_of(
         order=list(decision.targets) if decision else [],
         skipped=list(decision.skipped) if decision else [],
         attempts=[_try(attempt) for attempt in exchange.attempts],
+        mirrored_to=exchange.mirrored_to,
         place=[Difference(c.what, c.before, c.after) for c in place],
         headers=[Difference(c.what, c.before, c.after) for c in headers],
         body=[Difference(c.field, c.before, c.after) for c in body],
@@ -182,6 +184,8 @@ def section(way: Way) -> dict[str, Node]:
     told["order"] = line(", then ".join(way.order)) if len(way.order) > 1 else ""
     told["skipped"] = line(", ".join(f"{name} (ejected)" for name in way.skipped))
     told["attempts"] = [_attempt(n, one) for n, one in enumerate(way.attempts[:_MOST], 1)]
+    copied = f"a copy went to {way.mirrored_to}; it has a line of its own in the log"
+    told["mirrored"] = line(copied) if way.mirrored_to else ""
     told["rewritten"] = _rewritten(way)
     told["first token"] = "" if way.first_token_ms is None else f"after {way.first_token_ms:.0f} ms"
     told["overhead"] = "" if way.overhead_ms is None else f"{way.overhead_ms:.1f} ms in Pointsman"
