@@ -21,6 +21,7 @@ from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.routing import matching
 from pointsman.routing.balancing import NoWeightError, affinity_value
 from pointsman.routing.changes import BodyChange, body_changes, shown_headers
+from pointsman.routing.masking import mask_query
 from pointsman.routing.planning import order_of, shares
 from pointsman.routing.request import Body, ClientRequest, text
 from pointsman.routing.rewriting import DEFAULT_PORTS, rewrite
@@ -178,7 +179,7 @@ def _step(target: Target, share: float, request: ClientRequest) -> TargetStep:
         priority=target.priority,
         method=outgoing.method,
         host=outgoing.host,
-        url=f"{outgoing.scheme}://{authority(outgoing.host, port)}{outgoing.path}",
+        url=f"{outgoing.scheme}://{authority(outgoing.host, port)}{mask_query(outgoing.path)}",
         connects_to=_where(target) or authority(*outgoing.address),
         headers=tuple(shown_headers(outgoing)),
         dropped_headers=tuple(

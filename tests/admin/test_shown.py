@@ -107,6 +107,16 @@ def test_no_key_is_shown(tmp_path: Path) -> None:
     assert HEADER not in text
 
 
+def test_no_key_that_stands_elsewhere_is_shown(tmp_path: Path) -> None:
+    """In the query of a path, or where the name of a header belongs."""
+    rules = RULES.replace("x-secret:", f"{KEY}:").replace("user-type:", f"{KEY}:")
+    path = "path: /v1/chat/completions"
+    assert path in rules
+    text = json.dumps(show_table(loaded(tmp_path, rules.replace(path, f"{path}?key={KEY}&v=1"))))
+    assert KEY not in text
+    assert "&v=1" in text
+
+
 def test_what_changes_while_it_runs_is_added_to_each_target(tmp_path: Path) -> None:
     shown = show_table(loaded(tmp_path), lambda target: {"state": f"{target.provider} is well"})
     states = [target["state"] for route in shown for rule in route["rules"]

@@ -62,6 +62,22 @@ def test_a_key_written_as_a_placeholder_is_not_repeated(text: str) -> None:
     assert "0123456789" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "SK_KEY", "OPENAI_API_KEY_2", "DASHSCOPEAPIKEYOFPROD", "my_key"]
+)
+def test_a_variables_name_is_told(name: str) -> None:
+    with pytest.raises(CredentialError, match=f"the environment variable {name} is not set"):
+        expand(f"${{{name}}}", {})
+
+
+@pytest.mark.parametrize("name", ["gsk_RLSECRET", "A1B2C3D4E5F6A7B8C9D0"])
+def test_what_may_be_a_key_is_not_told_as_a_variables_name(name: str) -> None:
+    assert expand(f"${{{name}}}", {name: "value"}) == "value"
+    with pytest.raises(CredentialError, match="variable that is named here is not set") as caught:
+        expand(f"${{{name}}}", {})
+    assert name not in str(caught.value)
+
+
 def test_a_mask_tells_keys_apart_and_gives_none_away() -> None:
     assert mask(KEY) == "…cdef"
     assert mask("short-key") == "…"

@@ -29,6 +29,11 @@ def test_the_error_counts_and_lists_all_problems() -> None:
         (("spec", "rules", 1, "backendRefs", 0, "weight"), "spec.rules[1].backendRefs[0].weight"),
         (("labels", "app.kubernetes.io/name"), 'labels["app.kubernetes.io/name"]'),
         (("headers", "Authorization:Bearer sk-1"), 'headers["Authorization:…"]'),
+        (
+            ("headers", "x-amzn-bedrock-guardrail-identifier"),
+            "headers.x-amzn-bedrock-guardrail-identifier",
+        ),
+        (("openAIConfig", "sk-RLSECRET"), 'openAIConfig["…"]'),
     ],
 )
 def test_a_field_is_written_as_a_reader_does(

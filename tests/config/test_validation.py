@@ -530,6 +530,34 @@ def test_no_message_repeats_a_key(problems: Fail, config: str) -> None:
         assert "0123456789" not in repr(problem)
 
 
+@pytest.mark.parametrize(
+    "key", ["sk-RLSECRET", "0f3a9c27b1d84e56", "AIzaSyRLSECRET-x", "gsk_RLSECRET"]
+)
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{KEY: x}",
+        "{KEY: x, KEY: y}",
+        '{apiKey: "${KEY}"}',
+        '{apiKey: "${KEY"}',
+        "{apiKeyFrom: {env: KEY}}",
+        "{apiKeyFrom: {KEY: x}}",
+        "{headers: {KEY: [x]}}",
+        "{headers: {KEY: x, KEY: y}}",
+        '{headers: {a: "${KEY}"}}',
+    ],
+)
+def test_no_message_repeats_a_key_that_stands_where_a_name_belongs(
+    problems: Fail, key: str, config: str
+) -> None:
+    text = f"{PROVIDER}  configs:\n    defaultConfig:\n      openAIConfig: "
+    found = problems(text + config.replace("KEY", key) + "\n", environ={})
+    for problem in found:
+        assert key.lower() not in repr(problem).lower()
+        assert key.lower() not in str(problem).lower()
+        assert problem.line == 8
+
+
 def test_each_use_of_an_extension_is_named(rules: Load) -> None:
     loaded = rules(
         PROVIDER

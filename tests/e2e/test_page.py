@@ -227,11 +227,18 @@ def test_a_split_is_shown_as_configured_and_as_it_is(
         target = rule.locator(f'.target[data-provider="{provider}"]')
         expect(target.locator(".configured-share")).to_have_text(f"{configured} %")
         of_rule = [line for line in lines if line["rule"] == "split" and line["provider"]]
-        share = 100 * sum(line["provider"] == provider for line in of_rule) / len(of_rule)
+        first = [(line["attempts"] or [line])[0]["provider"] for line in of_rule]
+        share = 100 * first.count(provider) / len(first)
         said = target.locator(".actual-share").inner_text().removesuffix(" %")
         assert float(said) == pytest.approx(share, abs=0.05)
     standby = page.locator('.rule[data-rule="failover"] .target[data-provider="openai"]')
     expect(standby.locator(".configured-share")).to_have_text("standby")
+    # The rule chose the dead one, as configured, though another one answered.
+    failing = page.locator('.rule[data-rule="failover"] .target[data-provider="dead"]')
+    expect(failing.locator(".actual-share")).to_have_text("100 %")
+    expect(failing.locator(".requests")).to_have_text("0")
+    expect(standby.locator(".actual-share")).to_have_text("0 %")
+    expect(standby.locator(".requests")).to_have_text("1")
     dead = page.locator('#models tr.provider[data-provider="dead"] .health')
     expect(dead).to_have_text("✕ ejected")
 
@@ -319,6 +326,40 @@ def test_a_refusal_and_an_ejected_target_are_explained(
     expect(detail).to_contain_text("Skipped, as ejected after failures: dead.")
 
 
+def focused(page: Page) -> int | None:
+    """Return which of the rows that are shown has the focus."""
+    found: int = page.evaluate(
+        "[...document.querySelectorAll('#list tbody tr:not([hidden])')]"
+        ".indexOf(document.activeElement)"
+    )
+    return None if found < 0 else found
+
+
+def test_the_arrows_lead_into_the_list(traffic: Traffic, shown: Callable[[str], Page]) -> None:
+    """From a fresh page, and from the filter, whose rows the Tab key comes to as well."""
+    lines = traffic.send()
+    page = shown(traffic.proxy.admin)
+    expect(rows(page)).to_have_count(len(lines))
+    page.keyboard.press("ArrowDown")
+    assert focused(page) == 0
+    page.keyboard.press("ArrowDown")
+    assert focused(page) == 1
+    page.keyboard.press("/")
+    page.keyboard.type("gpt-4.1")
+    wanted = sum("gpt-4.1" in str(line) for line in lines)
+    expect(rows(page)).to_have_count(wanted)
+    page.keyboard.press("ArrowDown")
+    assert focused(page) is not None
+    page.keyboard.press("/")
+    for _ in range(4):  # past the outcome, the flag and Hold
+        page.keyboard.press("Tab")
+    assert focused(page) is not None
+    page.keyboard.press("End")
+    assert focused(page) == wanted - 1
+    page.keyboard.press("Enter")
+    expect(page.locator("#detail")).to_contain_text("gpt-4.1")
+
+
 def test_the_list_is_used_by_keyboard(traffic: Traffic, shown: Callable[[str], Page]) -> None:
     traffic.send()
     page = shown(traffic.proxy.admin)
@@ -401,6 +442,21 @@ def test_what_a_client_sends_stays_text(
     page.locator("#detail summary").click()
     assert page.locator("main img, main script").count() == 0
     assert page.title() == "Pointsman"
+
+
+def test_a_name_that_turns_the_direction_of_the_text_turns_nothing(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
+) -> None:
+    proxy = start_proxy(write_rules(tmp_path / "rules", openai.manifest()), *ADMIN)
+    page = shown(proxy.admin)
+    openai.provider.replies.append(Reply.json({"error": {"message": "no"}}, status=404))
+    with proxy.client() as client:
+        assert client.post(URL, json=chat(model="gpt\u202e4-tpg")).status_code == 404
+    proxy.entry()
+    rows(page).first.click()
+    for place in ("#list", "#models", "#detail"):
+        expect(page.locator(place)).to_contain_text("gpt\ufffd4-tpg")
+    assert "\u202e" not in page.content()
 
 
 def test_bytes_that_are_no_text_do_not_stop_the_page(

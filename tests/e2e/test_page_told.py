@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from pointsman.protocols.usage import Usage
 from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.live import LAST_EXCHANGES, PER_DOUBLING, ROWS, SLOTS, Live, quantile
 from pointsman.telemetry.reading import Reading, TargetReading
@@ -78,6 +79,34 @@ def test_it_tells_what_happened(traffic: Traffic, page: Page) -> None:
     expect(same.locator(".sum")).to_have_text(["1", "0"])
     expect(page.locator("#chart-requests .legend")).to_contain_text("constructor")
     expect(page.locator("#chart-requests .legend")).not_to_contain_text("NaN")
+
+
+def test_it_tells_why_a_cost_is_unknown(traffic: Traffic, page: Page) -> None:
+    """What failed is none of the answers that are missing in the cost."""
+    live = Live()
+    tried = {"provider": "p", "attempts": [Attempt("p", "p.test", 0.0, 1.0)], "request_model": "m"}
+    live.record(ended(**tried, status=200, usage=Usage(3, 4), cost_usd=0.5))
+    live.record(ended(**tried, status=503))
+    live.record(ended(**tried, status=200, usage=Usage(3, 4)))
+    live.record(ended(**tried, status=200))
+    live.record(ended(status=404, flags=["NR"]))
+    show(page, live)
+    page.goto(f"http://{traffic.proxy.admin}/")
+    rows, detail = page.locator("#list tbody tr"), page.locator("#detail")
+    for number, text in enumerate(
+        (
+            "none: no provider was asked",
+            "unknown: its tokens are not known",
+            "unknown: there is no list price",
+            "unknown: its tokens are not known",
+            "$0.500000 by list price",
+        )
+    ):
+        rows.nth(number).click()
+        expect(detail).to_contain_text(text)
+    expect(page.locator("#totals .tile", has_text="Cost")).to_contain_text(
+        "by list price · 1 answer without a known price · 1 answer without token usage"
+    )
 
 
 def test_a_time_that_is_none_keeps_nothing_from_being_shown(traffic: Traffic, page: Page) -> None:

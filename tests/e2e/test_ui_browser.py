@@ -1,6 +1,7 @@
 """mitmweb in a real browser, with live traffic: what a person sees of each LLM call."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,6 +230,18 @@ def test_a_stream_is_shown_as_the_answer_that_it_is(ui: Page) -> None:
     screenshot(ui, "mitmweb-answer", height=720)
 
 
+def test_a_call_without_a_body_shows_its_way(web: Web, ui: Page) -> None:
+    with web.proxy.client() as app:
+        assert app.get("http://llm.internal/v1/models").status_code == 404
+    web.flows(6)
+    ui.locator("td.col-path").nth(5).click()
+    for tab in ("Request", "Response"):
+        ui.get_by_role("link", name=tab).click()
+        shown = ui.locator(".contentview pre")
+        expect(shown).to_contain_text("outcome: refused · NR · no_route")
+        expect(shown).to_contain_text("known-tenants")
+
+
 def test_the_list_is_searched_by_the_decision(ui: Page) -> None:
     for wanted, count in (
         ("~comment moonshot", 3),
@@ -239,3 +252,19 @@ def test_the_list_is_searched_by_the_decision(ui: Page) -> None:
     ):
         ui.get_by_placeholder("Search").fill(wanted)
         expect(ui.locator(".flow-table td.col-path")).to_have_count(count)
+
+
+def test_a_commands_answer_is_a_table_in_the_event_log(ui: Page) -> None:
+    ui.get_by_text("Options", exact=True).click()
+    ui.get_by_text("Display Event Log").click()
+    ui.get_by_text("Display Command Bar").click()
+    asked, log = ui.get_by_placeholder("Enter command"), ui.locator(".eventlog pre")
+    expect(log).to_contain_text("rules live")
+    log.evaluate("log => log.scrollTop = log.scrollHeight")  # from then on it follows
+    for command, line in (
+        ("llm.routes", "localhost +would-move +everything +moonshot +1 +moonshot-v1-8k +healthy"),
+        ("llm.explain '~comment no_route'", "rule known-tenants +header x-tenant is absent"),
+    ):
+        asked.fill(command)
+        asked.press("Enter")
+        expect(log).to_contain_text(re.compile(line))

@@ -4,11 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pointsman.demo.provider import Reply
 from tests.e2e.conftest import KEYS
-from tests.e2e.harness import Far, chat, eventually, llm_route, said, to, write_rules
+from tests.e2e.harness import (
+    LOOPBACK,
+    Far,
+    assert_entry,
+    chat,
+    eventually,
+    llm_route,
+    said,
+    to,
+    write_rules,
+)
 from tests.e2e.mitmweb import Web
 
 pytestmark = pytest.mark.e2e
@@ -91,6 +102,62 @@ def test_replay_sends_the_same_request_through_another_provider_and_compares(
     assert "compared" not in web.view(original, "response", "LLM")["text"]
 
 
+@pytest.fixture
+def told(confdir: Path, rules: Path) -> Iterator[Web]:
+    """A mitmweb with the admin endpoint."""
+    with Web(confdir, rules, "--set", f"llm_admin={LOOPBACK}:0", env=KEYS) as web:
+        yield web
+
+
+def test_a_replay_by_hand_is_told_as_one(told: Web, openai: Far, moonshot: Far) -> None:
+    """It is of the request's own rule, marked in the log, in no split, and leaves no trace."""
+    web = told
+    with web.proxy.client(headers={"user": "vip"}) as client:
+        assert said(client.post("http://front/", json=chat(model="m")))
+    moonshot.calls(1)
+    web.flows(1)
+    first = web.proxy.entry()
+    rows(web, "llm.replay", "@all", "openai")
+    second = web.proxy.entry()
+    openai.calls(1)
+    assert (second["rule"], second["provider"], second["replay"]) == ("vip", "openai", True)
+    assert "replay" not in first
+    assert first["request_id"] != second["request_id"]
+    (copy,) = (flow for flow in web.flows(2) if "openai" in flow["comment"])
+    shown = web.view(copy, "request", "LLM")["text"]
+    assert "chosen by hand" in shown
+    assert "affinity" not in shown
+    assert second["request_id"] in shown
+    split = {
+        row["provider"]: row.get("chosen", 0)
+        for row in httpx.get(f"http://{web.proxy.admin}/api/live", trust_env=False).json()["rules"]
+        if row["rule"] == "vip"
+    }
+    assert split == {"moonshot": 1}
+
+    web.post(f"/flows/{copy['id']}/replay")
+    third = web.proxy.entry()
+    moonshot.calls(1)  # by the rule again: nothing pins it
+    assert (third["rule"], third["provider"], third["replay"]) == ("vip", "moonshot", True)
+    assert third["request_id"] != second["request_id"]
+
+
+def test_a_replay_by_hand_of_what_no_rule_matches_has_none(
+    web: Web, rules: Path, openai: Far, moonshot: Far
+) -> None:
+    vip = to("api.moonshot.cn", name="vip", matches=[{"headers": {"user": {"exact": "vip"}}}])
+    front = llm_route("front", "front", vip)
+    write_rules(rules, openai.manifest(), moonshot.manifest(), front)
+    assert rows(web, "llm.reload")[0][0] == "live"
+    with web.proxy.client() as client:
+        assert client.post("http://front/", json=chat(model="m")).status_code == 404
+    web.flows(1)
+    web.proxy.entry()
+    rows(web, "llm.replay", "@all", "openai")
+    assert_entry(web.proxy.entry(), rule=None, provider="openai", status=200, flags=[])
+    openai.calls(1)
+
+
 def test_a_replay_that_cannot_be_says_why(web: Web, openai: Far) -> None:
     with web.proxy.client() as client:
         assert said(client.post(URL, json=chat(model="m")))
@@ -120,6 +187,15 @@ def test_usage_is_that_of_the_log(web: Web, openai: Far) -> None:
     prompt = sum(entry["request_prompt_tokens"] for entry in entries)
     completion = sum(entry["request_completion_tokens"] for entry in entries)
     assert row[:5] == ["openai", entries[0]["response_model"], "3", str(prompt), str(completion)]
+
+
+def test_usage_that_is_not_known_is_no_zero(web: Web, openai: Far) -> None:
+    openai.provider.replies.append(Reply.json({"error": {"message": "no"}}, status=404))
+    with web.proxy.client() as client:
+        assert client.post(URL, json=chat(model="m")).status_code == 404
+    web.proxy.entry()
+    _, row = rows(web, "llm.usage")
+    assert row == ["openai", "m", "1", "\u2013", "\u2013", "\u2013"]
 
 
 def test_a_table_is_fit_for_a_terminal(web: Web, openai: Far) -> None:

@@ -78,7 +78,10 @@ def test_a_replay_is_routed_with_the_providers_key(
     (call,) = openai.calls(1)
     assert call.header("authorization") == f"Bearer {KEYS['OPENAI_API_KEY']}"
     same = ("provider", "rule", "status", "stream", "request_model", "total_tokens")
-    assert_entry(web.proxy.entry(), **{name: first[name] for name in same})
+    second = web.proxy.entry()
+    assert_entry(second, **{name: first[name] for name in same}, replay=True)
+    assert second["request_id"] != first["request_id"]
+    assert "replay" not in first
     for secret in (OWN, KEYS["OPENAI_API_KEY"]):
         assert secret not in web.api.get("/flows").text
         assert secret.encode() not in web.api.get("/flows/dump").content

@@ -115,6 +115,26 @@ def test_what_came_by_another_path_is_chosen_where_it_is_ours() -> None:
     assert "message: none" in shown(refused.response, refused).text
 
 
+@pytest.mark.parametrize("kept", [b"", None], ids=["no-body", "body-not-kept"])
+def test_a_call_without_a_body_shows_its_way(kept: bytes | None) -> None:
+    """In its request where there is a view of it, and in its answer, for UIs that have none."""
+    way = {"summary": "in a line", "outcome": "routed", "route": "front"}
+    flow = flow_of(b"", path="/v1/models", metadata={WAY: way})
+    flow.request.method = "GET"
+    assert shown(flow.request, flow) == Result(
+        "LLM", "route:\n  outcome: routed\n  route: front\nbody: (empty)\n"
+    )
+    flow.request.raw_content = kept
+    assert "  route: front\n" in shown(flow.response, flow, "llm").text
+    flow.request.raw_content = REQUEST
+    assert "route: in a line\n" in shown(flow.response, flow, "llm").text
+
+
+def test_an_empty_body_of_others_is_left_to_other_views() -> None:
+    flow = flow_of(b"", metadata={"llm_provider": "p"})
+    assert shown(flow.request, flow).view != "LLM"
+
+
 def test_a_broken_body_of_ours_is_still_chosen() -> None:
     flow = flow_of(REQUEST[:-9], ANSWER[:-9], metadata={"llm_provider": "p"})
     for message in (flow.request, flow.response):

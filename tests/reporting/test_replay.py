@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from mitmproxy import http
-from mitmproxy.io import FlowWriter
+from mitmproxy.io import FlowWriter, tnetstring
 from mitmproxy.test import tflow
 from typer.testing import CliRunner, Result
 
@@ -243,6 +243,46 @@ def test_faults_say_what_and_where(saved: Path, tmp_path: Path) -> None:
     assert (cut.exit_code, "cut short" in cut.output) == (2, True)
     alone = run(saved, "--rules", new, "--fail-on", "changed")
     assert (alone.exit_code, "--against" in alone.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"99999999999:xxxx,", b"9999:xxxx,", b"2:xx,", b"0:}", b"16:4:type;4:nope;}", b"\x00" * 100],
+)
+def test_a_file_that_is_broken_is_a_fault_and_no_refusal(tmp_path: Path, data: bytes) -> None:
+    broken = tmp_path / "x.mitm"
+    broken.write_bytes(data)
+    done = run(broken, "--rules", rules(tmp_path, "new"))
+    assert done.exit_code == 2
+    assert "it is no saved traffic" in done.output
+
+
+def test_a_flow_that_lacks_something_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "x.mitm"
+    state = request("http://front/").get_state()
+    del state["server_conn"]
+    path.write_bytes(tnetstring.dumps(state))
+    assert run(path, "--rules", rules(tmp_path, "new")).exit_code == 2
+
+
+def test_rules_at_fault_are_no_refusal(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("kind: [")
+    good = rules(tmp_path, "new")
+    assert run(saved, "--rules", tmp_path / "bad.yaml").exit_code == 2
+    assert run(saved, "--rules", good, "--against", tmp_path / "bad.yaml").exit_code == 2
+
+
+def test_what_a_capture_holds_steers_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "x.mitm"
+    flow = request("http://front/")
+    flow.request.path = "/a\nFAKE LINE: 0 refused\x1b[2J\u202e"
+    flow.request.headers["user-type"] = "subscriber"
+    with path.open("wb") as file:
+        FlowWriter(file).add(flow)
+    said = run(path, "--rules", rules(tmp_path, "new")).stdout
+    assert not any(line.startswith("FAKE") for line in said.splitlines())
+    assert all(line.isprintable() for line in said.splitlines())
+    assert "/a\ufffdFAKE LINE" in said
 
 
 def test_rules_are_checked_without_keys_too(tmp_path: Path) -> None:

@@ -7,16 +7,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from pointsman.cli import app
 from pointsman.protocols.usage import Usage
+from pointsman.reporting import showing
 from pointsman.reporting.summing import TIMELINE, Durations, Report
 from pointsman.telemetry.access_log import AccessLog
 from pointsman.telemetry.exchange import Attempt, Exchange
@@ -101,7 +104,7 @@ def test_the_sums_are_those_of_the_lines(log: Path) -> None:
     assert (total["requests"], total["errors"]) == (8, 2)
     assert (total["prompt_tokens"], total["completion_tokens"]) == (35, 21)
     assert total["cost_usd"] == pytest.approx(1.75)
-    assert total["without_usage"] == 1
+    assert total["without_usage"] == total["without_price"] == 0
     assert total["duration_ms"]["p50"] == pytest.approx(200, rel=0.02)
     assert total["overhead_ms"]["p99"] == pytest.approx(0.5, rel=0.02)
     assert total["time_to_first_token_ms"]["p50"] is None
@@ -123,6 +126,21 @@ def test_a_share_is_of_first_choices_beside_what_the_rules_say(log: Path, tmp_pa
     assert shares == {"east": (0.75, 0.75), "west": (0.25, 0.25), "spare": (0.0, 0.0)}
     assert (rows["west"]["requests"], rows["spare"]["requests"]) == (0, 2)
     assert rows["spare"]["failed_over"] == 2
+
+
+def test_what_a_person_sends_again_is_in_no_share(log: Path) -> None:
+    again = [exchange("west", replay=True) for _ in range(5)]
+    write(log, [*(exchange("east") for _ in range(5)), *again])
+    rows = {row["provider"]: row for row in read(log)["rules"]}
+    assert {name: row["share"] for name, row in rows.items()} == {"east": 1.0, "west": 0.0}
+    assert {name: row["requests"] for name, row in rows.items()} == {"east": 5, "west": 5}
+
+
+def test_who_was_called_has_the_tokens_of_what_is_only_observed(log: Path) -> None:
+    write(log, [exchange(flags=["OB"], attempts=[Attempt("own", "own.test", 0.0, 0.1)])])
+    found = read(log)
+    assert [model["provider"] for model in found["models"]] == ["own"]
+    assert [(row["provider"], row["share"]) for row in found["rules"]] == [("east", 1.0)]
 
 
 def test_a_retry_on_the_same_provider_is_no_failover(log: Path) -> None:
@@ -246,9 +264,42 @@ def test_a_terminal_gets_tables(log: Path) -> None:
     write(log, [exchange(), exchange("west", request_model="[red]m\x1b[2J")])
     said = run(log).stdout
     assert "2 requests, 0 errors, 16 tokens, $0.5000" in said
-    assert re.search(r"front +split +east +50\.0% +- +1 +0 +0 +5 +3 +\$0\.2500", said)
+    assert re.search(r"front +split +east +50\.0% +\u2013 +1 +0 +0 +5 +3 +\$0\.250000", said)
     assert "[red]m" in said
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_narrow_terminal_breaks_no_number(log: Path, width: int) -> None:
+    name = "some-vendor/some-model-of-a-long-name-2026-01-31-preview"
+    write(log, [exchange(ended=12.34, first_token=0.4321) for _ in range(1234)])
+    write(log, [exchange("west", request_model=name)])
+    found = Report()
+    with log.open() as lines:
+        found.read(lines)
+    out = StringIO()
+    showing.show(found, {}, Console(file=out, width=width, highlight=False))
+    said = out.getvalue()
+    assert all(len(line) <= width for line in said.splitlines())
+    times = [showing._milliseconds(found.total, name) for name in ("duration", "overhead")]
+    assert " / " in times[0]
+    for number in ("1 234", "6 170", "3 702", "$308.50", "99.9%", *(times if width > 40 else [])):
+        assert re.search(rf"(?<!\S){re.escape(number)}(?!\S)", said), number
+    for part in name.split("/"):
+        assert part[:20] in said.replace("\n", "")
+
+
+def test_what_is_not_known_is_no_zero(log: Path) -> None:
+    """Of calls that failed, of answers without usage, and of sums with some of these."""
+    unknown: dict[str, Any] = {"usage": None, "usage_source": None, "cost_usd": None}
+    write(log, [exchange("east", status=503, request_model="failed", **unknown)])
+    write(log, [exchange("west", cost_usd=0.00001), exchange("west", **unknown)])
+    write(log, [exchange("west", request_model="unpriced", cost_usd=None)])
+    said = run(log).stdout
+    assert re.search(r"east +failed +1 +1 +0 +\u2013 +\u2013 +\u2013 ", said)
+    assert re.search(r"west +m-1 +2 +0 +0 +5\+ +3\+ +\$0\.000010\+ ", said)
+    assert re.search(r"west +unpriced +1 +0 +0 +5 +3 +\u2013 ", said)
+    assert "+ means more: 1 answer without token usage, 1 answer without a known list price" in said
 
 
 def test_a_page_has_charts_and_no_script(log: Path, tmp_path: Path) -> None:

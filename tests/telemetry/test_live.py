@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.protocols.usage import Usage
-from pointsman.telemetry.exchange import DecisionRecord, Exchange, RuleVerdict
+from pointsman.telemetry.exchange import Attempt, DecisionRecord, Exchange, RuleVerdict
 from pointsman.telemetry.live import (
     LAST_EXCHANGES,
     SLOT_SECONDS,
@@ -62,10 +62,11 @@ def test_what_an_exchange_adds() -> None:
         "prompt_tokens": 5,
         "completion_tokens": 3,
         "cost_usd": 0.25,
-        "without_usage": 1,
-        "without_prompt_tokens": 1,
-        "without_completion_tokens": 1,
-        "without_price": 1,
+        "with_prompt_tokens": 1,
+        "with_completion_tokens": 1,
+        "with_cost": 1,
+        "without_usage": 0,  # what failed has no tokens to tell of
+        "without_price": 0,
     }
     rules = {(r["route"], r["rule"], r["provider"]): r["requests"] for r in seen["rules"]}
     assert rules == {("front", "split", "east"): 1, ("front", "split", "west"): 1}
@@ -75,6 +76,37 @@ def test_what_an_exchange_adds() -> None:
     assert slot["providers"] == {"east": 1, "west": 1}
     assert quantile(slot["time_to_first_token"], 0.5) == pytest.approx(200, rel=0.2)
     assert quantile(slot["overhead"], 0.99) == pytest.approx(0.5, rel=0.2)
+
+
+def test_an_answer_without_usage_is_told_from_one_without_a_price() -> None:
+    live = Live(Clock())
+    live.record(exchange(usage=None, cost_usd=None))
+    live.record(exchange(cost_usd=None))
+    live.record(exchange(usage=None, cost_usd=None, request_model=None))  # a list of models, say
+    totals = live.snapshot()["totals"]
+    assert (totals["without_usage"], totals["without_price"], totals["with_cost"]) == (1, 1, 0)
+
+
+def test_a_split_is_of_what_was_chosen_first_by_rules() -> None:
+    """Wherever requests end; what a person has sent again is none of it."""
+    live = Live(Clock())
+    moved = [Attempt("west", "west.test", 1.0, 1.1), Attempt("east", "east.test", 1.1, 1.2)]
+    for _ in range(3):
+        live.record(exchange(attempts=moved))
+    live.record(exchange(attempts=moved[1:]))
+    live.record(exchange(provider="west", attempts=moved[:1], replay=True))
+    rows = {row["provider"]: row for row in live.snapshot()["rules"]}
+    assert {name: row.get("chosen", 0) for name, row in rows.items()} == {"east": 1, "west": 3}
+    assert {name: row["requests"] for name, row in rows.items()} == {"east": 4, "west": 1}
+
+
+def test_who_was_called_has_the_tokens_of_what_is_only_observed() -> None:
+    live = Live(Clock())
+    own = [Attempt("own", "own.test", 1.0, 1.1)]
+    live.record(exchange(flags=["OB"], attempts=own))
+    (model,), (rule,) = live.snapshot()["models"], live.snapshot()["rules"]
+    assert (model["provider"], model["cost_usd"]) == ("own", 0.25)
+    assert (rule["provider"], rule["chosen"]) == ("east", 1)
 
 
 def test_the_model_that_answered_is_counted() -> None:

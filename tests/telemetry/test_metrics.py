@@ -112,6 +112,21 @@ def exchange(**fields: Any) -> Exchange:
 
 
 class TestRequests:
+    def test_what_a_rule_chose_first_is_counted_wherever_it_ended(self, scope: Scope) -> None:
+        moved = [
+            Attempt("local", "llm.test", 100.0, 100.5, 503),
+            Attempt("openai", "api.openai.com", 100.5, 101.0, 200),
+        ]
+        again = exchange(replay=True)
+        scope.record(exchange(attempts=moved), exchange(), again, exchange(rule=None))
+        assert scope.labels("pointsman_chosen_total", "provider") == {"local": 1, "openai": 1}
+
+    def test_who_was_called_has_the_cost_of_what_is_only_observed(self, scope: Scope) -> None:
+        called = [Attempt("llm.test", "llm.test", 100.0, 101.0, 200)]
+        scope.record(exchange(flags=["OB"], attempts=called, cost_usd=5.0))
+        assert scope.labels("pointsman_cost_usd_total", "provider") == {"local": 5}
+        assert scope.labels("pointsman_chosen_total", "provider") == {"openai": 1}
+
     def test_a_request_counts_under_its_decision_and_its_outcome(self, scope: Scope) -> None:
         scope.record(exchange(), exchange(), exchange(status=404, flags=["NR"]))
         name = "pointsman_requests_total"

@@ -23,7 +23,7 @@ class Case:
 
     def show_request(self, body: bytes | None = None, way: Way | None = None) -> str:
         data = self.request if body is None else body
-        return show_request(data, detect("POST", self.path), way)
+        return show_request(data, detect("POST", self.path), way, self.path)
 
     def show_answer(self, body: bytes | None = None, way: Way | None = None) -> str:
         data = self.response if body is None else body

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pointsman.protocols import detect
 from pointsman.protocols.api import named
-from pointsman.protocols.sse import Parser
+from pointsman.protocols.sse import MAX_EVENT, Parser
 from pointsman.viewing import openai_responses
 from pointsman.viewing.bodies import (
     MAX_STREAM,
@@ -182,6 +182,15 @@ def test_no_encoded_data_is_dumped(place: str) -> None:
     assert "60.0 kB" in shown or "80,000 characters of encoded data" in shown
 
 
+def test_no_encoded_lines_are_dumped() -> None:
+    mail = base64.encodebytes(os.urandom(6_000)).decode()
+    body = json.dumps({"messages": [{"role": "user", "content": f"decode:\n{mail}please"}]})
+    shown = show_request(body.encode(), CHAT)
+    assert mail.splitlines()[1] not in shown
+    assert "8,000 characters of encoded data in lines" in shown
+    assert "please" in shown
+
+
 def test_of_many_messages_the_first_and_the_last_are_shown() -> None:
     messages = [{"role": "user", "content": f"number {n}"} for n in range(1000)]
     shown = show_request(json.dumps({"messages": messages}).encode(), CHAT)
@@ -220,6 +229,33 @@ def test_what_python_clients_send_is_read() -> None:
 def test_an_answer_of_another_shape_is_shown_as_json() -> None:
     shown = yaml.safe_load(show_answer(b'{"detail": "Not Found"}', CHAT, event_stream=False))
     assert shown == {"body": {"detail": "Not Found"}}
+
+
+def test_of_many_parameters_the_model_and_how_many_more_are_shown() -> None:
+    body = {f"p{n}": n for n in range(60)} | {"messages": [], "model": "m", "stream": True}
+    shown = yaml.safe_load(show_request(json.dumps(body).encode(), CHAT))
+    assert (shown["model"], shown["stream"]) == ("m", True)
+    assert list(shown["parameters"])[-2:] == ["p47", "… 12 more"]
+
+
+def test_a_request_to_gemini_has_the_model_of_its_path_and_a_system_whatever_its_role() -> None:
+    body = {
+        "systemInstruction": {"role": "user", "parts": [{"text": "Be brief."}]},
+        "contents": [{"role": "user", "parts": [{"text": "Hi"}]}],
+    }
+    path = "/v1beta/models/gemini-2.5-flash:streamGenerateContent"
+    given = show_request(json.dumps(body).encode(), named("gemini"), path=path)
+    shown = yaml.safe_load(given)
+    assert (shown["model"], shown["stream"]) == ("gemini-2.5-flash", True)
+    assert shown["conversation"] == [{"system": "Be brief."}, {"user": "Hi"}]
+
+
+def test_items_of_tools_have_the_role_of_who_made_them() -> None:
+    items = [{"type": "tool_search_call"}, {"type": "tool_search_output"}]
+    shown = yaml.safe_load(
+        show_request(json.dumps({"input": items}).encode(), detect("POST", "/v1/responses"))
+    )
+    assert [list(said) for said in shown["conversation"]] == [["assistant"], ["tool"]]
 
 
 def test_rewritten_fields_are_marked() -> None:
@@ -288,3 +324,19 @@ def test_event_streams_are_known_by_type_or_start() -> None:
     assert is_event_stream("text/plain", b"\ndata: {}")
     assert is_event_stream(None, b"event: x\ndata: {}")
     assert not is_event_stream("application/json", b'{"data": 1}')
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n"])
+def test_an_event_that_is_too_large_is_told(blank: str) -> None:
+    image = {"choices": [{"index": 0, "delta": {"content": "x" * (MAX_EVENT + 1)}}]}
+    small = {"choices": [{"index": 0, "delta": {"content": "before"}}]}
+    large = f"data: {json.dumps(image)}{blank}"
+    shown = show_answer(large.encode(), CHAT, event_stream=True)
+    assert "stream: 0 events, then one of 4.2 MB, too large to read" in shown
+    assert "body: (nothing that could be read)" in shown
+    both = f"data: {json.dumps(small)}{blank}{large}data: [DONE]{blank}"
+    shown = show_answer(both.encode(), CHAT, event_stream=True)
+    assert "assistant: before" in shown
+    assert "too large to read" in shown
+    fits = large.replace("x" * (MAX_EVENT + 1), "x" * (MAX_EVENT - 200))
+    assert "too large" not in show_answer(fits.encode(), CHAT, event_stream=True)

@@ -45,6 +45,12 @@ def test_a_node_is_written(node: Node, written: str) -> None:
     assert outline({"a": node}) == f"{written}\n"
 
 
+def test_an_override_of_the_direction_is_not_shown() -> None:
+    """What has a direction of its own, such as an isolate in Hebrew, is."""
+    assert outline({"a": "x\u202ey\u202dz"}) == "a: x\ufffdy\ufffdz\n"
+    assert outline({"a": "\u2067\u05d0\u2069"}) == "a: \u2067\u05d0\u2069\n"
+
+
 def test_names_are_made_safe() -> None:
     assert outline({"a: b": "x", "- c\nd": "y", "1": "z"}) == '"a: b": x\n"- c d": y\n"1": z\n'
 

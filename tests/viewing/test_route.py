@@ -69,6 +69,13 @@ def test_a_client_that_left_before_any_attempt_was_not_refused() -> None:
     assert outcome(left) == "failed"
 
 
+def test_what_a_person_chose_was_no_affinity() -> None:
+    by_hand = DecisionRecord((), targets=("b",), by_hand=True)
+    way = read(way_of(exchange(ended=11.0, decision=by_hand, attempts=[attempt("b")])))
+    assert way
+    assert section(way)["draw"] == "none, the provider was chosen by hand"
+
+
 def test_a_way_survives_saving_and_json() -> None:
     way = way_of(FULL, SHARES, place=[Change("host", "x", "y")], body=[BodyChange("m", None, "1")])
     assert tnetstring.loads(tnetstring.dumps(way)) == way
@@ -113,6 +120,11 @@ def told(made: Exchange) -> dict[str, object]:
     assert found is not None
     said: dict[str, object] = yaml.safe_load(outline(section(found)))
     return said
+
+
+def test_a_copy_is_told() -> None:
+    said = told(exchange(ended=11.0, attempts=[attempt("a")], mirrored_to="c"))
+    assert str(said["mirrored"]).startswith("a copy went to c")
 
 
 def test_what_is_refused_under_way_or_observed_is_told() -> None:

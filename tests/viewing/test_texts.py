@@ -28,6 +28,10 @@ def test_a_line_is_one_and_short() -> None:
     assert len(line("words " * 100_000)) <= 200
 
 
+def test_a_line_turns_nothing_around() -> None:
+    assert line("gpt\u202e4\u2067") == "gpt\ufffd4\ufffd"
+
+
 def test_a_long_text_is_cut_in_its_middle() -> None:
     said = clip("a b " * 100 + "end", limit=40)
     assert said.startswith("a b a b ")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pointsman.config.credentials import Credential, CredentialError, KeyFile, mask
+from pointsman.config.problems import shown_field
 from pointsman.config.resources import authority
 from pointsman.config.table import (
     CallConfig,
@@ -16,6 +17,7 @@ from pointsman.config.table import (
     Rule,
     Target,
 )
+from pointsman.routing.masking import mask_query
 
 type Json = dict[str, Any]
 type Extra = Callable[[Target], Json]
@@ -94,7 +96,7 @@ def _match(match: CompiledMatch) -> str:
 
 
 def _condition(condition: Condition) -> str:
-    what = f"header {condition.name}" if condition.kind == "header" else condition.kind
+    what = f"header {shown_field(condition.name)}" if condition.kind == "header" else condition.kind
     return f"{what} {condition.text}"
 
 
@@ -109,7 +111,7 @@ def _target(target: Target, extra: Extra) -> Json:
             "scheme": target.scheme,
             "port": target.port,
             "address": authority(*target.address) if target.address else None,
-            "path": target.path,
+            "path": mask_query(target.path) if target.path else None,
             "tls": _set(
                 {"caFile": tls.ca_file, "sni": tls.sni, "verify": None if tls.verify else False}
             ),
@@ -138,8 +140,8 @@ def _call(config: CallConfig) -> Json:
             "model": config.model,
             "stream": config.stream,
             "modelMapping": dict(config.model_mapping),
-            # Any of them may be a key.
-            "headers": {name: mask(value) for name, value in config.headers.items()},
+            # Any of them may be a key, and so may what stands where a name belongs.
+            "headers": {shown_field(name): mask(value) for name, value in config.headers.items()},
             "params": _set(
                 {"set": dict(config.params_set), "default": dict(config.params_default)}
             ),

@@ -77,15 +77,16 @@ def fail(message: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def load_rules(
+def load_rules(  # noqa: PLR0913 (what commands load rules with)
     rules: Path,
     labels: str,
     gateways: list[str] | None,
     *,
     without_keys: bool = False,
     kubernetes: bool = False,
+    status: int = 1,
 ) -> Loaded:
-    """Load the rules that a command names, or end with what is wrong with them."""
+    """Load the rules that a command names, or end with what is wrong with them, and this status."""
     try:
         instance = Instance(
             labels=parse_labels(labels),
@@ -100,4 +101,4 @@ def load_rules(
     try:
         return load(rules_path(rules), instance=instance, without_keys=without_keys)
     except LoadError as error:
-        fail(str(error), 1)
+        fail(str(error), status)

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from pointsman.cli.app import GatewayOption, LabelsOption, app, fail, load_rules
+from pointsman.config.table import RoutingTable
 from pointsman.reporting.replaying import MEANING, Line, Replay
+from pointsman.wellformed import printable
 
 _SHOWN = 100
 
@@ -47,8 +49,11 @@ def replay(  # noqa: PLR0913 (what a replay can be asked for)
     """
     if against is None and fail_on == "changed":
         fail("--fail-on changed compares with other rules; name them with --against", 2)
-    table = load_rules(rules, labels, gateway, without_keys=True).table
-    old = load_rules(against, labels, gateway, without_keys=True).table if against else None
+
+    def read_rules(path: Path) -> RoutingTable:
+        return load_rules(path, labels, gateway, without_keys=True, status=2).table
+
+    table, old = read_rules(rules), read_rules(against) if against else None
     tried, skipped = Replay(table, old), 0
     from pointsman.proxy.saved_flows import read  # noqa: PLC0415 (loads all of mitmproxy)
 
@@ -90,7 +95,8 @@ def _print(tried: Replay, skipped: int, *, as_json: bool) -> None:
     told = tried.told()
     for line, count in told[:_SHOWN]:
         typer.echo("")
-        typer.echo(f"{count} × {line.request}  [{line.change or line.after.outcome}]")  # noqa: RUF001
+        became = line.change or line.after.outcome
+        typer.echo(f"{count} × {printable(line.request)}  [{became}]")  # noqa: RUF001
         if line.before:
             typer.echo(f"    before: {_words(line.before.outcome, line.before.detail)}")
         after = _words(line.after.outcome, line.after.detail)
@@ -100,7 +106,7 @@ def _print(tried: Replay, skipped: int, *, as_json: bool) -> None:
 
 
 def _words(outcome: str, detail: str) -> str:
-    return f"{outcome}: {detail}" if detail else outcome
+    return f"{outcome}: {printable(detail)}" if detail else outcome
 
 
 def _as_dict(line: Line) -> dict[str, object]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from pointsman.cli.app import GatewayOption, LabelsOption, app, fail, load_rules
 from pointsman.reporting import showing
 from pointsman.reporting.summing import Report
+from pointsman.telemetry.amounts import several
 
 
 @app.command()
@@ -45,7 +46,7 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
 
         kubectl logs deploy/shop -c pointsman | pointsman report - --html report.html
     """
-    table = load_rules(rules, labels, gateway, without_keys=True).table if rules else None
+    table = load_rules(rules, labels, gateway, without_keys=True, status=2).table if rules else None
     shares = showing.configured_shares(table) if table else {}
     found = Report(table)
     for log in logs:
@@ -56,7 +57,7 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
             why = getattr(error, "strerror", None) or "it is damaged, cut short or no gzip file"
             fail(f"{log} can't be read ({why})", 2)
     if found.first is None:
-        unread = f" ({found.unread} lines of it could not be read)" if found.unread else ""
+        unread = f" (unreadable: {several(found.unread, 'line')})" if found.unread else ""
         fail(f"no LLM request in {', '.join(map(str, logs))}{unread}", 1)
     if html:
         try:
@@ -68,7 +69,7 @@ def report(  # noqa: PLR0913 (what a report can be asked for)
     elif html:
         typer.echo(f"written: {html}")
     else:
-        width = None if sys.stdout.isatty() else 250  # into a pipe nothing is wrapped
+        width = None if sys.stdout.isatty() else 100_000  # into a pipe nothing is wrapped
         showing.show(found, shares, Console(width=width, highlight=False))
 
 

@@ -14,9 +14,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
+from pointsman.config.problems import may_be_a_key
+
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DIGIT = re.compile(r"\d")
+_CODED = re.compile(r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{12}")  # no word
+# What someone writes who leaves a place for the key, as `${dashscope API_KEY}` does.
+_SPEAKS_OF_A_KEY = re.compile(r"(?i)(?<![a-z])(api[ _-]?key|key|token|secret)(?![a-z])")
 _BEARER = re.compile(r"bearer(\s|\Z)", re.IGNORECASE)
 _SHOWN = 4
 _LONG_ENOUGH_TO_SHOW = 12
@@ -255,7 +260,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
         if not closing:
             raise CredentialError(_unclosed(name))
         if not _VARIABLE.match(name):
-            shown = "…" if _may_be_a_key(name) else name
+            shown = name if _SPEAKS_OF_A_KEY.search(name) and not may_be_a_key(name) else "…"
             suggestion = re.sub(r"\W+", "_", shown).strip("_").upper() or "API_KEY"
             raise CredentialError(
                 f"${{{shown}}} is a placeholder, not a variable's name; put the key into an"
@@ -279,6 +284,11 @@ def environment_value(name: str, environ: Mapping[str, str]) -> str:
         )
     if not (found := environ.get(name)):
         state = "empty" if name in environ else "not set"
+        if not _is_surely_a_name(name):
+            raise KeyUnavailableError(
+                f"the environment variable that is named here is {state}; export it before the"
+                " proxy starts, or put the key into one if this is the key itself"
+            )
         raise KeyUnavailableError(
             f"the environment variable {name} is {state}; export it before the proxy starts"
         )
@@ -287,16 +297,23 @@ def environment_value(name: str, environ: Mapping[str, str]) -> str:
 
 def _unclosed(rest: str) -> str:
     # What follows the brace may be anything, a key too: only a plain name is repeated.
-    name = rest if _VARIABLE.match(rest) and not _may_be_a_key(rest) else ""
+    name = rest if _is_surely_a_name(rest) else ""
     return f"the placeholder ${{{name or '…'} is not closed; write ${{{name or 'NAME'}}}"
 
 
 def _may_be_a_key(name: str) -> bool:
     """Tell whether someone may have written the key where its variable's name belongs.
 
-    Such a text must not be repeated in a message. Names of variables are upper case or short.
+    Names of variables are upper case or short.
     """
     return len(name) >= _LONG_ENOUGH_TO_SHOW and name != name.upper() and bool(_DIGIT.search(name))
+
+
+def _is_surely_a_name(name: str) -> bool:
+    """Tell whether a message may repeat what stands where a variable's name belongs."""
+    if not _VARIABLE.match(name) or _CODED.search(name):
+        return False
+    return name == name.upper() or not may_be_a_key(name)
 
 
 def _clean(secret: str, what: str) -> str:

@@ -18,6 +18,9 @@ _LONGEST_WORD = 20
 _WORD = re.compile(r"[A-Za-z0-9_+=-]+")
 # How keys of well-known providers begin, and what stands before one in a header.
 _KEY = re.compile(r"(?i)\b(sk|pk|rk|gsk|xai|hf|ghp|glpat|akia|aiza|eyj|bearer|basic)([-_ .]|\w{8})")
+# Names may begin so, but for those of which only keys do.
+_KEY_AS_NAME = re.compile(r"(?i)(sk|pk|rk|gsk|ghp|glpat|akia|aiza|eyj)([-_.]|\w{8})")
+_PART_OF_NAME = re.compile(r"[A-Za-z0-9+=]+")
 _DIGIT_AND_LETTER = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])")
 _LONG_ENOUGH_FOR_A_KEY = 12
 
@@ -67,20 +70,34 @@ def field_path(location: Location) -> str | None:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif _PLAIN_NAME.match(part):
+        elif _PLAIN_NAME.match(part) and not may_be_a_key(part):
             path += f".{part}" if path else part
         else:
-            path += f"[{json.dumps(shown_name(part), ensure_ascii=False)}]"
+            path += f"[{json.dumps(shown_field(part), ensure_ascii=False)}]"
     return path or None
 
 
 def shown_name(name: str) -> str:
-    """Return the name of a field as a message may repeat it.
+    """Return a name as a message may repeat it.
 
     In `{apiKey:sk-1}` the space after the colon is missing, and YAML takes all of it for a name.
     """
     before, colon, _ = name.partition(":")
     return f"{before}:…" if colon else name
+
+
+def shown_field(name: str) -> str:
+    """Return the name of a field, or of a header, as people may see it: `…` if it may be a key."""
+    return "…" if may_be_a_key(name) else shown_name(name)
+
+
+def may_be_a_key(name: str) -> bool:
+    """Tell whether someone may have written a key where a name belongs: of a field, a header.
+
+    A name may be long, but is made of words.
+    """
+    parts = _PART_OF_NAME.findall(name)
+    return bool(_KEY_AS_NAME.match(name)) or any(map(_like_a_key, parts))
 
 
 def shown_value(value: object) -> str:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from pointsman.config.problems import shown_value
+from pointsman.config.problems import shown_field, shown_value
 
 API_GROUP = "istio.alibabacloud.com"
 API_VERSION = f"{API_GROUP}/v1beta1"
@@ -164,8 +164,8 @@ def _distinct_names(value: object) -> object:
             folded = str(name).lower()
             if folded in seen and _HEADER_NAME.match(folded):
                 raise ValueError(
-                    f"the header {folded} stands there twice, and case makes no difference;"
-                    " keep one of them"
+                    f"the header {shown_field(folded)} stands there twice, and case makes no"
+                    " difference; keep one of them"
                 )
             seen.add(folded)
     return value

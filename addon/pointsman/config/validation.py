@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pointsman.config.documents import MAX_DEPTH, Document, is_too_deep
-from pointsman.config.problems import Location, Problem, did_you_mean, shown_name
+from pointsman.config.problems import Location, Problem, did_you_mean, shown_field, shown_name
 from pointsman.config.resources import (
     API_VERSION,
     EXTENSION,
@@ -149,7 +149,7 @@ def _unknown_field(location: Location, model: type[BaseModel]) -> str:
     name = str(location[-1])
     parent = _model_at(model, location[:-1])
     known = [field.alias or key for key, field in parent.model_fields.items()] if parent else []
-    message = f'unknown field "{shown_name(name)}"'
+    message = f'unknown field "{shown_field(name)}"'
     if shown_name(name) != name:
         return f"{message}; put a space after the colon"
     return message + (did_you_mean(name, known) or f"; known are {', '.join(known)}")

@@ -18,7 +18,7 @@ from yaml.reader import Reader
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from pointsman.config.problems import shown_name
+from pointsman.config.problems import shown_field
 
 TAG = "tag:yaml.org,2002:"
 _MERGE = f"{TAG}merge"
@@ -109,7 +109,7 @@ class Builder:
             if name in own:
                 first = line_of(own[name][0])
                 self.duplicates.append(
-                    (line_of(key), f'"{shown_name(name)}" stands twice, first in line {first}')
+                    (line_of(key), f'"{shown_field(name)}" stands twice, first in line {first}')
                 )
             own[name] = (key, value)
         entries = merged | own

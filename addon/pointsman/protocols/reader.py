@@ -5,14 +5,16 @@ an event whole, is the one exception) and no content makes it fail. What it cann
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
 from pointsman.protocols import sse
 from pointsman.protocols.usage import Usage
+from pointsman.wellformed import well_formed_escapes
 
 MAX_BODY = 16 * 1024 * 1024  # bytes of a JSON body kept for reading; past it, usage is unknown
+_MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, for its escapes
 
 
 class Reader:
@@ -86,11 +88,25 @@ class Reader:
 
 
 def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
-    """Return the decoded JSON, None where it is not JSON of the decoder's shape."""
+    """Return the decoded JSON, None where it is not JSON of the decoder's shape.
+
+    The escape of a lone surrogate, which is no text, is read as that of U+FFFD.
+    """
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a string not in UTF-8
+        pass
+    mended = well_formed_escapes(data) if _may_be_mended(data) else data
+    if mended is data:
         return None
+    try:
+        return decoder.decode(mended)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def _may_be_mended(data: bytes | msgspec.Raw) -> TypeGuard[bytes]:
+    return isinstance(data, bytes) and len(data) <= _MAX_MENDED and b"\\u" in data
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -4,14 +4,14 @@ A command's answer is a table, which is what all of them can show.
 """
 
 import asyncio
-import re
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from mitmproxy import command, exceptions, flow, http, types
+from mitmproxy import command, ctx, exceptions, flow, http, types
+from rich.cells import cell_len, set_cell_size
 
 from pointsman.admin.shown import show_table
 from pointsman.config.problems import did_you_mean
@@ -21,11 +21,12 @@ from pointsman.proxy.replays import replay_via
 from pointsman.proxy.router import Router
 from pointsman.proxy.saved_flows import request_of
 from pointsman.routing.planning import state_of
+from pointsman.telemetry.amounts import dollars, several, some
+from pointsman.wellformed import printable
+
+logger = logging.getLogger(__name__)
 
 type Rows = list[list[str]]
-
-# Control characters, and those that turn the direction of the text.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Commands:
@@ -49,7 +50,7 @@ class Commands:
         saved = request_of(_http(shown))
         table = self._router.table
         host = next((name for name in saved.names if table.lookup(name)), saved.names[0])
-        return _data(_explained(explain(table, replace(saved.request, host=host))))
+        return _data("llm.explain", _explained(explain(table, replace(saved.request, host=host))))
 
     @command.command("llm.replay")
     def replay(self, shown: flow.Flow, provider: str) -> types.Data:
@@ -68,10 +69,10 @@ class Commands:
             raise exceptions.CommandError(
                 f"no rule names the provider {provider}{meant}; there are {', '.join(providers)}"
             )
-        task = asyncio.get_running_loop().create_task(replay_via(original, provider))
+        task = asyncio.get_running_loop().create_task(replay_via(self._router, original, provider))
         self._replays.add(task)
         task.add_done_callback(self._replays.discard)
-        return _data([["replaying", f"through {provider}; a new flow will tell"]])
+        return _data("llm.replay", [["replaying", f"through {provider}; a new flow will tell"]])
 
     @command.command("llm.routes")
     def routes(self) -> types.Data:
@@ -98,26 +99,14 @@ class Commands:
                             str(target.get("state", "")),
                         ]
                     )
-        return _data(rows)
+        return _data("llm.routes", rows)
 
     @command.command("llm.usage")
     def usage(self) -> types.Data:
         """Sum up tokens and list price by provider and model, since the start."""
         rows = [["provider", "model", "requests", "prompt tokens", "completion tokens", "cost"]]
         found = sorted(self._live()["models"], key=lambda row: -row["requests"])
-        for row in found:
-            more = "+" if row["without_price"] else ""
-            rows.append(
-                [
-                    row["provider"] or "(none)",
-                    row["model"] or "(none)",
-                    str(row["requests"]),
-                    str(row["prompt_tokens"]),
-                    str(row["completion_tokens"]),
-                    f"${row['cost_usd']:.6f}{more}",
-                ]
-            )
-        return _data(rows)
+        return _data("llm.usage", [*rows, *map(_used, found)])
 
     @command.command("llm.reload")
     def reload(self) -> types.Data:
@@ -128,7 +117,8 @@ class Commands:
             raise exceptions.CommandError(f"the last good rules stay live: {error}") from None
         table = self._router.table
         hosts, rules = len(list(table.routes())), len(list(table.rules()))
-        return _data([["live", f"{hosts} hosts, {rules} rules"]])
+        live = f"{several(hosts, 'host')}, {several(rules, 'rule')}"
+        return _data("llm.reload", [["live", live]])
 
 
 def _http(shown: flow.Flow) -> http.HTTPFlow:
@@ -137,10 +127,40 @@ def _http(shown: flow.Flow) -> http.HTTPFlow:
     raise exceptions.CommandError("this is no HTTP flow")
 
 
-def _data(rows: Rows) -> types.Data:
+def _data(name: str, rows: Rows) -> types.Data:
     """Return a table fit for a screen: clients and files choose what stands in it."""
-    clean = partial(_UNPRINTABLE.sub, "\N{REPLACEMENT CHARACTER}")
-    return [list(map(clean, row)) for row in rows]  # type: ignore[return-value]  # by its shape
+    table = [list(map(printable, row)) for row in rows]
+    if type(ctx.master).__name__ == "WebMaster":
+        # Its command bar shows any answer as one line of JSON; its event log keeps lines.
+        logger.info("%s\n%s", name, _aligned(table))
+    return table  # type: ignore[return-value]  # by its shape
+
+
+def _aligned(table: Rows) -> str:
+    """Return a table as lines; the last cell of a row may be of any length."""
+    widths: dict[int, int] = {}
+    for row in table:
+        for place, cell in enumerate(row[:-1]):
+            widths[place] = max(widths.get(place, 0), cell_len(cell))
+    return "\n".join(
+        "  ".join([*(set_cell_size(c, widths[n]) for n, c in enumerate(row[:-1])), row[-1]])
+        for row in table
+    )
+
+
+def _used(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a model's sums; copies are no requests of a client's, and cost."""
+    more = bool(row["without_usage"])
+    copies = f" + {row['mirrored']} mirrored" if row["mirrored"] else ""
+    cost = {"known": bool(row["with_cost"]), "more": more or bool(row["without_price"])}
+    return [
+        row["provider"] or "(none)",
+        row["model"] or "(none)",
+        f"{row['requests']}{copies}",
+        some(str(row["prompt_tokens"]), known=bool(row["with_prompt_tokens"]), more=more),
+        some(str(row["completion_tokens"]), known=bool(row["with_completion_tokens"]), more=more),
+        some(dollars(row["cost_usd"]), **cost),
+    ]
 
 
 def _explained(found: Explanation) -> Rows:

@@ -51,7 +51,8 @@ class LLMContentview(contentviews.Contentview):
         way = read(known.get(WAY))
         api = _api(metadata) or guess(data)
         if not isinstance(message, http.Response):
-            return show_request(data, api, way)
+            path = flow.request.path if isinstance(flow, http.HTTPFlow) else ""
+            return show_request(data, api, way, path)
         whole = known.get(CUT)
         return show_answer(
             data,
@@ -60,6 +61,7 @@ class LLMContentview(contentviews.Contentview):
             way=way,
             whole_size=whole if isinstance(whole, int) else None,
             compared=section(known.get(COMPARED)),
+            bodiless=isinstance(flow, http.HTTPFlow) and not flow.request.raw_content,
         )
 
     def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:
@@ -76,9 +78,7 @@ class LLMContentview(contentviews.Contentview):
             return False
         api, answer = _api(metadata), isinstance(message, http.Response)
         if is_ours(flow):
-            if answer and "x-pointsman-error" in message.headers:
-                return True
-            return bool(data) and (api is not None or (not answer and guess(data) is not None))
+            return _fits_ours(flow, message, data, api)
         if api is None:
             return False
         data = _decoded(data, message)
@@ -86,6 +86,14 @@ class LLMContentview(contentviews.Contentview):
             event_stream = is_event_stream(metadata.content_type, data)
             return bool(data) and says(api, data, event_stream=event_stream)
         return asks(api, data)
+
+
+def _fits_ours(flow: http.HTTPFlow, message: http.Message, data: bytes, api: Api | None) -> bool:
+    if isinstance(message, http.Response):
+        return "x-pointsman-error" in message.headers or (bool(data) and api is not None)
+    if not data:
+        return WAY in flow.metadata  # of a GET, say
+    return api is not None or guess(data) is not None
 
 
 def _api(metadata: contentviews.Metadata) -> Api | None:

@@ -62,16 +62,17 @@ class Mirrors:
         self._under_way: dict[asyncio.Task[None], Copy] = {}
         self._told: set[str] = set()
 
-    def send(self, copy: Copy) -> None:
-        """Begin to send a copy, unless there are too many already."""
+    def send(self, copy: Copy) -> bool:
+        """Begin to send a copy, unless there are too many already; tell whether it was begun."""
         size = sum(len(one.outgoing.body) for one in (*self._under_way.values(), copy))
         if len(self._under_way) >= _MOST or size > _MOST_BYTES:
             bounds = f"{_MOST} copies or {_MOST_BYTES >> 20} MB"
             self.drop(copy.exchange.rule, f"more than {bounds} would be under way")
-            return
+            return False
         task = asyncio.get_running_loop().create_task(_carry_out(copy, self.trust))
         self._under_way[task] = copy
         task.add_done_callback(self._ended)
+        return True
 
     def drop(self, rule: str | None, why: str) -> None:
         """Count a copy that is not sent."""

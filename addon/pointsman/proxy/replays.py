@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.http._events import ResponseEndOfMessage, ResponsePr
 
 from pointsman.protocols.api import named
 from pointsman.proxy.layers import Layer
-from pointsman.proxy.routed import OWN_KEYS_OF, VIA
+from pointsman.proxy.routed import OWN_KEYS_OF
 from pointsman.proxy.router import Router
 from pointsman.proxy.showing import COMPARED, WAY
 from pointsman.viewing.bodies import is_event_stream
@@ -47,16 +47,16 @@ class _Client(clientplayback.MockServer):
             self._ended.set()
 
 
-async def replay_via(original: http.HTTPFlow, provider: str) -> None:
+async def replay_via(router: Router, original: http.HTTPFlow, provider: str) -> None:
     """Send a copy of a flow's request through a provider, and compare the two on the new flow."""
     copy = original.copy()
     copy.response, copy.error, copy.is_replay = None, None, "request"
     copy.comment = copy.marked = ""
     for name in [name for name in copy.metadata if name.startswith("llm_") and name != OWN_KEYS_OF]:
         del copy.metadata[name]
-    copy.metadata[VIA] = provider
     if view := ctx.master.addons.get("view"):
         view.add([copy])
+    router.wanted_by_hand[copy.id] = provider
     try:
         await clientplayback.ReplayHandler(copy, ctx.options).replay()
         compared = compare(_answer(original), _answer(copy))
@@ -65,6 +65,8 @@ async def replay_via(original: http.HTTPFlow, provider: str) -> None:
     except Exception:
         logger.exception("a replay could not be compared")
         return
+    finally:
+        router.wanted_by_hand.pop(copy.id, None)  # what has come to no decision
     told = "; ".join(f"{what}: {before} → {after}" for what, before, after in compared[:-1])
     logger.log(ALERT, "replayed through %s: %s", provider, told)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from uuid import uuid4
 
 from mitmproxy import http
 from mitmproxy.net.http import url
@@ -55,7 +56,6 @@ from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
 
-VIA = "llm_via"  # the provider that a person wants a replayed flow to go through
 _PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
 OWN_KEYS_OF = "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
@@ -101,7 +101,7 @@ class RoutedRequest:
         self._api = detect(request.method, request.path)
         peer = flow.client_conn.peername
         self.exchange = Exchange(
-            request_id=_request_id(request.headers.get("x-request-id"), flow.id),
+            request_id=_request_id(flow),
             host=host,
             method=request.method,
             path=request.path.partition("?")[0],
@@ -119,6 +119,7 @@ class RoutedRequest:
             headers = request.headers
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
         self._showing = Showing(flow, full=router.keep_ways) if router.shows else None
+        self._by_hand = router.wanted_by_hand.pop(flow.id, None)
         self._made = 0
         # When a target may be called again, by its place in the plan: its Retry-After.
         self._not_before: dict[int, float] = {}
@@ -266,12 +267,11 @@ class RoutedRequest:
 
     def _decide(self, request: ClientRequest) -> None:
         decision = None
-        via = self.flow.metadata.get(VIA) if self.flow.is_replay else None
         try:
-            if via is None:
+            if self._by_hand is None:
                 decision = self._router.decide(self._route, request)
             else:
-                decision = self._router.decide_via(self._route, request, str(via))
+                decision = self._router.decide_via(self._route, request, self._by_hand)
         finally:
             self.exchange.decision = self._router.record(self._route, request, decision)
         self._take(decision)
@@ -279,7 +279,7 @@ class RoutedRequest:
     def _take(self, decision: Decision) -> None:
         exchange = self.exchange
         self.decision = decision
-        exchange.rule = decision.rule.name
+        exchange.rule = decision.rule.name or None
         exchange.provider = decision.target.provider
         exchange.provider_host = decision.target.host
         if decision.observe:
@@ -385,7 +385,7 @@ class RoutedRequest:
         self._api = outgoing.api or self._api
         exchange.api = self._api.name if self._api else None
         attempt = Attempt(
-            provider=target.provider if target else outgoing.host,
+            provider=target.provider if target else self._router.provider_at(outgoing.host),
             provider_host=outgoing.host,
             started=time.perf_counter(),
             port=outgoing.port,
@@ -461,10 +461,12 @@ class RoutedRequest:
             request_model=name_of(outgoing.model),
             stream=outgoing.stream,
             mirror=True,
+            replay=own.replay,
             request_bytes=own.request_bytes,
         )
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin_copy(own, copy))
-        mirrors.send(Copy(outgoing, wanted.target.limits, copy, self._router.sinks.emit))
+        if mirrors.send(Copy(outgoing, wanted.target.limits, copy, self._router.sinks.emit)):
+            own.mirrored_to = wanted.target.provider
 
     def attempts_left(self) -> bool:
         """Tell whether the plan has another attempt."""
@@ -863,8 +865,13 @@ def _public(reason: str) -> str:
     return reason if reason.startswith(known) else "not reached"
 
 
-def _request_id(sent: str | None, own: str) -> str:
-    """Return the client's request id where it can stand in a log line, else the flow's."""
-    if sent and len(sent) <= _MAX_REQUEST_ID and sent.isascii() and sent.isprintable():
-        return sent
-    return own
+def _request_id(flow: http.HTTPFlow) -> str:
+    """Return the client's request id where it can stand in a log line, else the flow's.
+
+    A replay has one of its own: its flow may be the original's.
+    """
+    if flow.is_replay:
+        return str(uuid4())
+    sent = flow.request.headers.get("x-request-id", "")
+    fits = 0 < len(sent) <= _MAX_REQUEST_ID and sent.isascii() and sent.isprintable()
+    return str(sent if fits else flow.id)

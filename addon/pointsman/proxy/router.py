@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pointsman.config.hosts import NO_HOSTS, Hosts
+from pointsman.config.resources import normalise_host
 from pointsman.config.table import Route, RoutingTable, Rule, Target
 from pointsman.errors import NoRouteError, NoTargetError, RequestError
 from pointsman.proxy.bodies import Bodies
@@ -22,7 +23,7 @@ from pointsman.routing import matching
 from pointsman.routing.balancing import DrawSequence, NoWeightError
 from pointsman.routing.health import Health
 from pointsman.routing.matching import match, reads_body
-from pointsman.routing.planning import NoEndpointError, Plan, all_endpoints, make_plan
+from pointsman.routing.planning import NoEndpointError, Plan, all_endpoints, endpoints, make_plan
 from pointsman.routing.request import ClientRequest
 from pointsman.routing.rewriting import patches_body
 from pointsman.telemetry.content import Room
@@ -38,7 +39,8 @@ DEFAULT_BODY_LIMIT = 32 * 1024 * 1024
 class Decision:
     """Where a request goes and by which rule; `observe` means that it only would.
 
-    `draw` is the number that chose by weight; None where an affinity chose.
+    `draw` is the number that chose by weight; None where an affinity chose, or a person did
+    (`by_hand`).
     """
 
     route: Route
@@ -46,6 +48,7 @@ class Decision:
     plan: Plan
     observe: bool
     draw: float | None = None
+    by_hand: bool = False
 
     @property
     def target(self) -> Target:
@@ -86,6 +89,8 @@ class Router:
         self.keep_bodies = False
         # A UI can replay what it shows; there is one where this is set.
         self.own_keys: OwnKeys | None = None
+        # Which provider a person wants a flow to be replayed through, by the flow's id.
+        self.wanted_by_hand: dict[str, str] = {}
         # In plain mitmdump no one sees what stands on a flow.
         self.shows = True
         # A UI and saved flows show the way of each request; the page shows its decision alone.
@@ -104,6 +109,7 @@ class Router:
         self.mirrors = Mirrors()
         self.reading = Reading()
         self.bodies = Bodies()
+        self._providers: dict[str, str] = {}  # by their hosts
         self._draws: dict[tuple[str, str], DrawSequence] = {}
         self._usage_refused: set[str] = set()
         self._usage_accepted: set[str] = set()
@@ -119,7 +125,12 @@ class Router:
         self._unread.clear()
         self.keys.forget()
         self.table = replace(table, passthrough=self._passthrough, denied=self._denied)
+        self._providers = {normalise_host(t.host): t.provider for t in table.targets()}
         self.endpoints_changed()
+
+    def provider_at(self, host: str) -> str:
+        """Return the name of the provider that has a host, or else the host."""
+        return self._providers.get(normalise_host(host), host)
 
     def endpoints_changed(self) -> None:
         """Forget the health of what is no longer called."""
@@ -174,19 +185,23 @@ class Router:
     def decide_via(self, route: Route, request: ClientRequest, provider: str) -> Decision:
         """Return the decision for a request that a person sends to a provider of their choice.
 
-        The provider is called as the request's own rule calls it, else as another rule does.
+        The provider is called as the request's own rule calls it, else as another rule does. The
+        rule of the decision is the request's own; one without a name where none matches.
 
         Raises:
-            NoTargetError: no rule names the provider.
+            NoTargetError: no rule names the provider, or it has no backend to call.
         """
-        matched = match(route, request)
-        own = [matched] if matched else []
-        rules = [*own, *route.rules, *(r for one in self.table.exact.values() for r in one.rules)]
-        for rule in rules:
+        own = match(route, request) or Rule("", "", (), ())
+        others = (rule for one in self.table.exact.values() for rule in one.rules)
+        for rule in (own, *route.rules, *others):
             for target in rule.targets:
                 if provider in {target.provider, target.host}:
-                    plan = Plan((target,), (), attempts=1)
-                    return Decision(route, replace(rule, mirror=None), plan, observe=False)
+                    called = next(endpoints(target), None)
+                    if called is None:
+                        raise NoTargetError(f"The provider {provider} has no backend to call.")
+                    only = replace(own, targets=(target,), mirror=None)
+                    plan = Plan((called,), (), attempts=1)
+                    return Decision(route, only, plan, observe=False, by_hand=True)
         raise NoTargetError(f"No rule names the provider {provider}.")
 
     def decide_unread(self, route: Route, request: ClientRequest) -> Decision | None:
@@ -252,6 +267,7 @@ class Router:
             decision.draw,
             tuple(target.provider for target in order),
             tuple(target.provider for target in skipped),
+            by_hand=decision.by_hand,
         )
 
     # Requests under way, by their client's connection: each must end in one log line.

@@ -49,7 +49,7 @@ def _is_har(file: BufferedReader) -> bool:
 def _mitm(file: BinaryIO) -> Iterator[Flow]:
     try:
         yield from FlowReader(file).stream()
-    except exceptions.FlowReadException:
+    except Exception:  # noqa: BLE001 (of a broken file, any; a length that can't be, MemoryError)
         raise ValueError("it is no saved traffic (.mitm or HAR), or is cut short") from None
 
 

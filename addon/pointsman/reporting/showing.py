@@ -4,20 +4,27 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from pointsman.config.table import RoutingTable
 from pointsman.reporting.summing import NONE, Report, RuleKey, Sums
 from pointsman.routing.planning import split
+from pointsman.telemetry.amounts import UNKNOWN, dollars, several, some
 from pointsman.telemetry.naming import name_of_rule
+from pointsman.wellformed import printable
 
 type Shares = Mapping[RuleKey, float]
 
 _MAX_BARS = 8
+_NEW_LINE = frozenset(
+    {"prompt tokens", "duration p50/95/99"}
+)  # before these, where rows are stacked
+_ANY_WIDTH = 100_000  # of columns
 _THOUSAND = 1000
 
 
@@ -82,7 +89,7 @@ def _named(key: RuleKey) -> list[str]:
 
 
 def _percent(part: float | None) -> str:
-    return "-" if part is None else f"{part:.1%}"
+    return UNKNOWN if part is None else f"{part:.1%}"
 
 
 def _number(value: int) -> str:
@@ -91,7 +98,7 @@ def _number(value: int) -> str:
 
 def _milliseconds(sums: Sums, name: str) -> str:
     found = getattr(sums, name).quantiles().values()
-    return " / ".join("-" if value is None else _brief(value) for value in found)
+    return " / ".join(UNKNOWN if value is None else _brief(value) for value in found)
 
 
 def _brief(value: float) -> str:
@@ -102,9 +109,14 @@ def _brief(value: float) -> str:
     return f"{seconds:.3g} s" if seconds < _THOUSAND else f"{seconds:.0f} s"
 
 
+def _tokens(sums: Sums, kind: str) -> str:
+    count, known = getattr(sums, f"{kind}_tokens"), getattr(sums, f"with_{kind}_tokens")
+    return some(_number(count), known=bool(known), more=bool(sums.without_usage))
+
+
 def _cost(sums: Sums) -> str:
-    more = "+" if sums.without_price else ""
-    return f"${sums.cost_usd:,.4f}{more}"
+    more = bool(sums.without_usage or sums.without_price)
+    return some(dollars(sums.cost_usd), known=bool(sums.with_cost), more=more)
 
 
 _NUMBERS = (
@@ -125,8 +137,8 @@ def _numbers(sums: Sums) -> list[str]:
         _number(sums.requests),
         _number(sums.errors),
         _number(sums.failed_over),
-        _number(sums.prompt_tokens),
-        _number(sums.completion_tokens),
+        _tokens(sums, "prompt"),
+        _tokens(sums, "completion"),
         _cost(sums),
         *(_milliseconds(sums, name) for name in ("duration", "time_to_first_token", "overhead")),
     ]
@@ -157,28 +169,33 @@ def _tables(report: Report, shares: Shares) -> list[tuple[str, Sequence[str], li
 def _notes(report: Report, shares: Shares) -> list[str]:
     total, notes = report.total, []
     if total.observed:
-        observed = _number(total.observed)
-        notes.append(f"{observed} requests were only observed: they went where they were going.")
+        notes.append(
+            f"{several(total.observed, 'request')} only observed: sent where the client sent it."
+        )
     if total.mirrored:
-        notes.append(f"{_number(total.mirrored)} mirrored copies are in tokens and cost alone.")
-    if total.without_price:
-        priced = _number(total.without_price)
-        notes.append(f"+ means more: {priced} answers with usage have no known list price.")
-    if total.without_usage:
-        notes.append(f"{_number(total.without_usage)} lines have no token usage.")
+        notes.append(f"In tokens and cost alone: mirrored copies ({_number(total.mirrored)}).")
+    unknown = [
+        (total.without_usage, "without token usage"),
+        (total.without_price, "without a known list price"),
+    ]
+    told = [f"{several(count, 'answer')} {what}" for count, what in unknown if count]
+    if told:
+        notes.append(f"+ means more: {', '.join(told)}.")
     if not shares:
         notes.append("Name the rules (--rules) to see configured shares.")
     if report.unread:
-        notes.append(f"{_number(report.unread)} lines could not be read and are not counted.")
+        notes.append(f"{several(report.unread, 'line')} could not be read; not counted.")
     return notes
 
 
 def _headline(report: Report) -> str:
     total = report.total
     span = f"{_moment(report.first)} to {_moment(report.last)}"
-    tokens = _number(total.prompt_tokens + total.completion_tokens)
+    both = _number(total.prompt_tokens + total.completion_tokens)
+    known = bool(total.with_prompt_tokens)
+    tokens = some(both, known=known, more=bool(total.without_usage))
     return (
-        f"{_number(total.requests)} requests, {_number(total.errors)} errors, {tokens} tokens,"
+        f"{several(total.requests, 'request')}, {several(total.errors, 'error')}, {tokens} tokens,"
         f" {_cost(total)} · {span}"
     )
 
@@ -191,30 +208,55 @@ def _moment(moment: datetime | None) -> str:
 
 
 def show(report: Report, shares: Shares, console: Console) -> None:
-    """Print it for a person."""
+    """Print it for a person: as tables, or below each other what is too wide for one."""
     console.print(_headline(report), style="bold", markup=False)
     for title, columns, rows in _tables(report, shares):
-        table = Table(title=title, title_justify="left", title_style="bold", box=None)
-        texts = sum(name in {"route", "rule", "provider", "model", "outcome"} for name in columns)
-        for place, name in enumerate(columns):
-            table.add_column(
-                name,
-                justify="left" if place < texts else "right",
-                header_style="dim",
-                overflow="fold",
-            )
-        for row in rows:
-            table.add_row(*(Text(_plain(cell)) for cell in row))
+        clean = [list(map(printable, row)) for row in rows]
         console.print()
-        console.print(table)
+        if (table := _table(title, columns, clean)) and _fits(table, console):
+            console.print(table)
+        else:
+            console.print(Text(title, style="bold"))
+            for row in clean:
+                _stack(columns, row, console)
     console.print()
     for note in _notes(report, shares):
         console.print(note, style="dim", markup=False)
 
 
-def _plain(cell: str) -> str:
-    """Keep what a client named from steering the terminal."""
-    return "".join(c if c.isprintable() else "�" for c in cell)
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    texts = _texts(columns)
+    for place, name in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if place < texts else "right"
+        table.add_column(name, justify=justify, header_style="dim", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    needed = Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table).maximum
+    return needed <= console.width
+
+
+def _stack(columns: Sequence[str], row: Sequence[str], console: Console) -> None:
+    """Print a row as its name and, below, its numbers, none of which is broken."""
+    texts = _texts(columns)
+    console.print(Text(" · ".join(row[:texts]), overflow="fold"))
+    line = Text()
+    for name, value in zip(columns[texts:], row[texts:], strict=True):
+        pair = Text.assemble("  ", (name, "dim"), " ", value)
+        if line and (name in _NEW_LINE or line.cell_len + pair.cell_len > console.width):
+            console.print(line)
+            line = Text()
+        line.append_text(pair)
+    console.print(line)
+
+
+def _texts(columns: Sequence[str]) -> int:
+    """Return how many columns, the first ones, are texts."""
+    return sum(name in {"route", "rule", "provider", "model", "outcome"} for name in columns)
 
 
 # --- HTML -----------------------------------------------------------------------------------------
@@ -269,12 +311,12 @@ def as_html(report: Report, shares: Shares) -> str:
 
 
 def _html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    texts = sum(name in {"route", "rule", "provider", "model", "outcome"} for name in columns)
+    texts = _texts(columns)
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
             f"<{tag}{' class=text' if place < texts else ''}>{escape(value)}</{tag}>"
-            for place, value in enumerate(values)
+            for place, value in enumerate(map(printable, values))
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
@@ -314,7 +356,7 @@ def _bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
 
 
 def _bar(name: str, bar: str, value: str) -> str:
-    shown = escape(name)
+    shown = escape(printable(name))
     return (
         f'<div class=bar><span title="{shown}">{shown}</span><span class=track>{bar}</span>'
         f"<span>{escape(value)}</span></div>"
@@ -343,7 +385,7 @@ def _timeline(report: Report) -> str:
                     f' height="{counts[name]}" fill="{_COLOURS[place]}"/>'
                 )
     legend = "".join(
-        f'<span><b style="background:{_COLOURS[place]}"></b>{escape(name)}</span>'
+        f'<span><b style="background:{_COLOURS[place]}"></b>{escape(printable(name))}</span>'
         for place, name in enumerate(names)
     )
     return (

@@ -14,7 +14,7 @@ from typing import Any
 
 from pointsman.config.table import RoutingTable
 from pointsman.telemetry.naming import RuleName
-from pointsman.telemetry.verdicts import is_error, is_failed_over
+from pointsman.telemetry.verdicts import called, chosen, has_answered, is_error, is_failed_over
 
 TIMELINE = 120
 _WIDTH = math.log(1.02)
@@ -73,23 +73,29 @@ class Sums:
     completion_tokens: int = 0
     cached_tokens: int = 0
     cost_usd: float = 0.0
-    without_usage: int = 0
-    without_price: int = 0
+    with_prompt_tokens: int = 0
+    with_completion_tokens: int = 0
+    with_cost: int = 0
+    without_usage: int = 0  # answers of models whose tokens are unknown
+    without_price: int = 0  # those with tokens and no known list price
     duration: Durations = field(default_factory=Durations)
     time_to_first_token: Durations = field(default_factory=Durations)
     overhead: Durations = field(default_factory=Durations)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take in one line. A mirrored copy costs, and is no request of a client's."""
-        usage = entry.get("usage_source") is not None
+        counted = entry.get("request_prompt_tokens") is not None
         self.prompt_tokens += _count(entry.get("request_prompt_tokens"))
         self.completion_tokens += _count(entry.get("request_completion_tokens"))
         self.cached_tokens += _count(entry.get("cached_tokens"))
         cost = entry.get("cost_usd")
         if isinstance(cost, int | float):
             self.cost_usd += cost
-        self.without_usage += not usage
-        self.without_price += usage and cost is None
+        self.with_prompt_tokens += counted
+        self.with_completion_tokens += entry.get("request_completion_tokens") is not None
+        self.with_cost += cost is not None
+        self.without_usage += has_answered(_status(entry), _model(entry)) and not counted
+        self.without_price += counted and cost is None
         if entry.get("mirror"):
             self.mirrored += 1
             return
@@ -180,15 +186,15 @@ class Report:
         self.last = max(self.last or moment, moment)
         self.total.add(entry)
         name, provider = self._name(entry), str(entry.get("provider") or NONE)
-        model = str(entry.get("response_model") or entry.get("request_model") or NONE)
-        _row(self.models, (provider, model)).add(entry)
+        model = _model(entry) or NONE
+        tried = list(map(_provider, _attempts(entry)))
+        _row(self.models, (called(provider, tried) or NONE, model)).add(entry)
         self.rules.setdefault(self._key(name, provider), Sums()).add(entry)
         if entry.get("mirror"):
             return
-        attempts = _attempts(entry)
-        observed = "OB" in _flags(entry)
-        first = _provider(attempts[0]) if attempts and not observed else provider
-        self.chosen[self._key(name, first)] += 1
+        if not entry.get("replay"):
+            first = chosen(provider, tried, observed="OB" in _flags(entry)) or NONE
+            self.chosen[self._key(name, first)] += 1
         self.statuses[str(entry.get("status") or NONE)] += 1
         self.flags.update(map(str, _flags(entry)))
         self.timeline.add(moment, provider)
@@ -232,6 +238,11 @@ def _check(entry: Mapping[str, Any]) -> None:
 def _status(entry: Mapping[str, Any]) -> int | None:
     status = entry.get("status")
     return status if isinstance(status, int) else None
+
+
+def _model(entry: Mapping[str, Any]) -> str | None:
+    model = entry.get("response_model") or entry.get("request_model")
+    return str(model) if model else None
 
 
 def _provider(attempt: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pointsman.config.problems import shown_field
 from pointsman.routing.masking import mask_protocols, mask_query, mask_value
 from pointsman.routing.request import Body, ClientRequest, Headers, text
 from pointsman.routing.rewriting import CREDENTIAL_HEADERS, HOP_BY_HOP, Outgoing
@@ -53,7 +54,7 @@ def header_changes(request: ClientRequest, outgoing: Outgoing) -> list[Change]:
     before, after = _by_name(request.headers), _by_name(outgoing.headers)
     names = [name for name in dict.fromkeys([*before, *after]) if name not in _FRAMING]
     return [
-        Change(name, _header(name, before, secret), _header(name, after, secret))
+        Change(_named(name, outgoing), _header(name, before, secret), _header(name, after, secret))
         for name in names
         if before.get(name) != after.get(name)
     ][:_MOST]
@@ -76,9 +77,18 @@ def body_changes(request: ClientRequest, outgoing: Outgoing) -> list[BodyChange]
 def shown_headers(outgoing: Outgoing) -> list[str]:
     """Return the headers that leave, each in a line."""
     return [
-        f"{name}: {mask_value(value) if name in outgoing.secret_headers else value}"
+        f"{_named(name, outgoing)}: {_masked(name, value, outgoing)}"
         for name, value in ((text(n).lower(), text(v)) for n, v in outgoing.headers)
     ]
+
+
+def _masked(name: str, value: str, outgoing: Outgoing) -> str:
+    return mask_value(value) if name in outgoing.secret_headers else value
+
+
+def _named(header: str, outgoing: Outgoing) -> str:
+    """Return a header's name; the rules may have a key in its place."""
+    return shown_field(header) if header in outgoing.secret_headers else header
 
 
 def _by_name(headers: Headers) -> dict[str, list[bytes]]:

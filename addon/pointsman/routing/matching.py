@@ -7,6 +7,7 @@ everything. The same evaluation serves the request and the explanation of it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pointsman.config.problems import shown_field
 from pointsman.config.table import CompiledMatch, Condition, Route, Rule
 from pointsman.routing.request import ClientRequest
 
@@ -83,7 +84,7 @@ def _value(condition: Condition, request: ClientRequest) -> str | None:
 
 
 def _subject(condition: Condition) -> str:
-    return f"header {condition.name}" if condition.kind == "header" else condition.kind
+    return f"header {shown_field(condition.name)}" if condition.kind == "header" else condition.kind
 
 
 def _words(condition: Condition) -> str:

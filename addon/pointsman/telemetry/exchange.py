@@ -42,14 +42,15 @@ class DecisionRecord:
     """How the decision came about.
 
     `rules` are those looked at, in order. `draw` is the number in [0, 1) that chose by weight; None
-    where an affinity chose, or nothing was chosen. `targets` are the plan's providers in order,
-    `skipped` those left out as ejected.
+    where an affinity chose, a person did (`by_hand`), or nothing was chosen. `targets` are the
+    plan's providers in order, `skipped` those left out as ejected.
     """
 
     rules: tuple[RuleVerdict, ...]
     draw: float | None = None
     targets: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    by_hand: bool = False
 
     def well_formed(self) -> "DecisionRecord":
         """Return it with reasons that every encoder takes: they may quote a request."""
@@ -106,6 +107,7 @@ class Exchange:
     stream: bool | None = None
     mirror: bool = False  # a copy that the client never sees
     replay: bool = False  # sent again by a person
+    mirrored_to: str | None = None  # the provider that got a copy; not in the log
     # The outcome.
     attempts: list[Attempt] = field(default_factory=list)
     status: int | None = None
@@ -127,6 +129,16 @@ class Exchange:
     trace_context: dict[str, str] | None = None
     spans: object = None
     content: Content | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether it was only decided, and went where the client sent it."""
+        return "OB" in self.flags
+
+    @property
+    def tried(self) -> list[str]:
+        """The providers of its attempts; of an observed one, who was called."""
+        return [attempt.provider for attempt in self.attempts]
 
     def flag(self, name: str) -> None:
         """Add a response flag once; the empty name is none."""
@@ -198,8 +210,9 @@ def access_log_entry(exchange: Exchange) -> dict[str, Any]:
             for attempt in exchange.attempts
         ],
     }
-    # Only a mirrored request's line has this field.
-    return {**entry, "mirror": True} if exchange.mirror else entry
+    # Only lines that they are true of have these fields.
+    marks = {"mirror": exchange.mirror, "replay": exchange.replay}
+    return entry | {name: True for name, said in marks.items() if said}
 
 
 def milliseconds(start: float, end: float | None) -> float | None:

@@ -95,6 +95,11 @@ class Families:
             "Requests to LLM hosts that have ended.",
             (*_TARGET, "model", "status", "flag"),
         )
+        self.chosen = _counter(
+            "pointsman_chosen",
+            "Requests for which a rule has chosen a provider first, wherever they ended.",
+            _TARGET,
+        )
         self.attempts = _counter(
             "pointsman_attempts", "Tries to call a provider.", ("provider", "outcome")
         )

@@ -78,9 +78,15 @@ class Labelling:
             return NONE
         return clean(name) if name in self._providers else OTHER
 
+    def payer(self, exchange: Exchange) -> str:
+        """Return the label of the provider that has the cost: who was called."""
+        if exchange.observed and exchange.attempts:
+            return self.tried(exchange.attempts[-1])
+        return self.provider(exchange.provider)
+
     def tried(self, attempt: Attempt) -> str:
         """Return the label of the provider of an attempt."""
-        # One that is only observed has its host in the place of its provider.
+        # One that is only observed may have a host in the place of its provider.
         found = self._provider_at(normalise_host(attempt.provider_host))
         return self.provider(found or attempt.provider)
 

@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+from pointsman.protocols.usage import Usage
 from pointsman.telemetry.exchange import Exchange, access_log_entry, milliseconds
 from pointsman.telemetry.naming import RuleName, name_of_decided
 from pointsman.telemetry.reading import Reading, TargetReading
-from pointsman.telemetry.verdicts import is_error
+from pointsman.telemetry.verdicts import called, chosen, has_answered, is_error
 
 SLOT_SECONDS = 2
 SLOTS = 150
@@ -106,12 +107,11 @@ class Live:
         _add(self._totals, counted)
         provider = exchange.provider or ""
         model = _cut(exchange.response_model or exchange.request_model or "")
-        _add(self._model_sums(provider, model), counted)
+        payer = _cut(called(exchange.provider, exchange.tried) or "")
+        _add(self._model_sums(payer, model), counted)
         if exchange.mirror:
             return
-        row = self._row(exchange)
-        if row is not None:
-            _add(self._rule_sums(row), counted)
+        self._record_rule(exchange, provider, counted)
         slot = self._slot(now)
         providers = slot.providers
         name = provider if provider in providers or len(providers) < _MAX_IN_SLOT else OTHER
@@ -131,9 +131,17 @@ class Live:
             self._slots.append(_Slot(start))
         return self._slots[-1]
 
-    def _row(self, exchange: Exchange) -> _RuleRow | None:
-        """Return the row of the rules that an exchange counts in; None: its rule is gone."""
-        name, provider = name_of_decided(exchange), exchange.provider or ""
+    def _record_rule(self, exchange: Exchange, provider: str, counted: _Sums) -> None:
+        """Count a request where it ended, and where its rule wanted it first (`chosen`)."""
+        name = name_of_decided(exchange)
+        if (row := self._row(name, provider)) is not None:
+            _add(self._rule_sums(row), counted)
+        first = chosen(exchange.provider, exchange.tried, observed=exchange.observed)
+        if name.rule and first and not exchange.replay and (row := self._row(name, first)):
+            _add(self._rule_sums(row), {"requests": 0, "chosen": 1})
+
+    def _row(self, name: RuleName, provider: str) -> _RuleRow | None:
+        """Return the row of the rules that counts this; None: its rule is gone."""
         if name.rule and self._shares is not None:
             targets = self._shares.get(name, ())
             if not targets or (provider and all(provider != one for one, *_ in targets)):
@@ -312,18 +320,23 @@ def _merged(snapshots: Iterable[dict[str, Any]], what: str) -> list[dict[str, An
 
 def _counted(exchange: Exchange) -> _Sums:
     """Return what one exchange adds to the sums. A mirrored copy is no request of a client's."""
-    usage = exchange.usage
+    usage = exchange.usage or Usage()
+    model = exchange.response_model or exchange.request_model
+    answered = has_answered(exchange.status, model)
+    counted = usage.prompt_tokens is not None
     return {
         "requests": 0 if exchange.mirror else 1,
         "mirrored": 1 if exchange.mirror else 0,
         "errors": 0 if exchange.mirror else int(is_error(exchange.status, exchange.error)),
-        "prompt_tokens": (usage and usage.prompt_tokens) or 0,
-        "completion_tokens": (usage and usage.completion_tokens) or 0,
+        "prompt_tokens": usage.prompt_tokens or 0,
+        "completion_tokens": usage.completion_tokens or 0,
         "cost_usd": exchange.cost_usd or 0.0,
-        "without_usage": int(usage is None),
-        "without_prompt_tokens": int(usage is None or usage.prompt_tokens is None),
-        "without_completion_tokens": int(usage is None or usage.completion_tokens is None),
-        "without_price": int(exchange.cost_usd is None),
+        # How many told, and how many answers did not.
+        "with_prompt_tokens": int(counted),
+        "with_completion_tokens": int(usage.completion_tokens is not None),
+        "with_cost": int(exchange.cost_usd is not None),
+        "without_usage": int(answered and not counted),
+        "without_price": int(counted and exchange.cost_usd is None),
     }
 
 

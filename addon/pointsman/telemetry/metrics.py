@@ -46,6 +46,7 @@ from pointsman.telemetry.labels import NONE, OTHER, clean, outcome
 from pointsman.telemetry.naming import name_of_decided
 from pointsman.telemetry.reading import Reading, RulesReading
 from pointsman.telemetry.series import Series
+from pointsman.telemetry.verdicts import chosen
 
 __all__ = ["CONTENT_TYPE", "REGISTRY", "Metrics", "render", "worker_gone"]
 
@@ -140,6 +141,7 @@ class Metrics(Collector):
         if exchange.cost_usd:
             series.cost.inc(exchange.cost_usd)
         self._families.overhead().observe(exchange.overhead)
+        self._choose(exchange)
         for attempt in exchange.attempts:
             self._attempt(attempt).inc()
 
@@ -164,10 +166,21 @@ class Metrics(Collector):
                 (operation, name, asked and OTHER, answered and OTHER, host, error),
                 self._limits.calls,
             )
-        series = Series(families, requests, duration)
+        payer = labelling.payer(exchange), *requests[PAYER][1:]
+        series = Series(families, requests, duration, payer)
         if OTHER not in (asked, answered) and len(self._series) < _MOST_CACHED:
             self._series[key] = series
         return series
+
+    def _choose(self, exchange: Exchange) -> None:
+        """Count whom its rule chose first, which is what the weights are about."""
+        name = chosen(exchange.provider, exchange.tried, observed=exchange.observed)
+        if exchange.rule is None or name is None or exchange.replay:
+            return
+        rule = rule_labels(name_of_decided(exchange))
+        labels = (*rule, self._labelling.provider(name))
+        family = self._families.chosen
+        family(*_bounded(family, labels, (*rule, OTHER), _MOST_TARGETS)).inc()
 
     def _attempt(self, attempt: Attempt) -> Counter:
         key = (attempt.provider, attempt.status, attempt.error)

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Histogram
 
 from pointsman.telemetry.chunks import ChunkTimes
 from pointsman.telemetry.exchange import Exchange
-from pointsman.telemetry.families import PAYER, Families, Labels
+from pointsman.telemetry.families import Families, Labels
 
 
 class Series:
@@ -16,13 +16,16 @@ class Series:
         families: where they belong.
         requests: the labels in `pointsman_requests`.
         duration: those in `gen_ai_client_operation_duration_seconds`; None: no call of a model.
+        payer: those in `pointsman_cost_usd`.
     """
 
-    def __init__(self, families: Families, requests: Labels, duration: Labels | None) -> None:
+    def __init__(
+        self, families: Families, requests: Labels, duration: Labels | None, payer: Labels
+    ) -> None:
         self._families = families
         self._duration = duration
         self._call = (duration or ())[:-1]
-        self._payer = requests[PAYER]
+        self._payer = payer
         self.requests = families.requests(*requests)
 
     def call(self, exchange: Exchange) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pointsman.protocols.api import Api, named
+from pointsman.protocols.api import Api, model_in_path, named, streams_by_path
 from pointsman.protocols.reader import Reader, mapping
-from pointsman.protocols.sse import Event, Parser
+from pointsman.protocols.sse import MAX_EVENT, Event, Parser
+from pointsman.telemetry.amounts import several
 from pointsman.viewing import anthropic_messages, gemini, openai_chat, openai_responses
 from pointsman.viewing.messages import Conversation, Message
 from pointsman.viewing.outline import Json, Node, outline
@@ -20,6 +21,7 @@ MAX_STREAM = 4 * 1024 * 1024  # bytes of a stream that are put together again
 _MOST_LINES = 100_000
 _TAIL = 64 * 1024  # bytes of its end, where the usage stands; lines there may be many, too
 _MOST_FIELDS = 50
+_FIRST = ("model", "stream")  # of the parameters
 _SNIFFED = 4096
 
 
@@ -32,6 +34,21 @@ class _View:
     fold: Callable[[Iterable[Event]], Any]
     asks: frozenset[str]
     says: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An answer as it was read.
+
+    `body` is its JSON, of a stream what that comes to; `reader` knows usage, model and end, as the
+    proxy's does; `stream` says in words what stream it was, if it was one. `too_large` is how many
+    bytes an event has that no one reads.
+    """
+
+    body: Any
+    reader: Reader
+    stream: str | None = None
+    too_large: int = 0
 
 
 _CHAT = _View(
@@ -132,32 +149,48 @@ def conversation(data: bytes, api: Api) -> Conversation | None:
     return view.request(body) if view and isinstance(body, dict) else None
 
 
-def show_request(data: bytes, api: Api | None, way: Way | None = None) -> str:
-    """Return a request as text: the way that it went, its parameters, its conversation."""
+def show_request(data: bytes, api: Api | None, way: Way | None = None, path: str = "") -> str:
+    """Return a request as text: the way that it went, its parameters, its conversation.
+
+    Gemini's `path` has the model, and whether to stream.
+    """
     told: dict[str, Node] = {"route": section(way)} if way else {}
+    if not data:
+        return outline(told | {"body": "(empty)"})
     body = load(data)
     view = _VIEWS.get(api.name) if api else None
     if api is None or view is None or not isinstance(body, dict):
         return outline(told | _unread(data, body))
     asked = view.request(body)
     told["request"] = api.name
-    told |= _parameters(asked.parameters, way)
+    told |= _parameters(_by_path(path) | asked.parameters, way)
     if asked.tools:
         told["tools"] = asked.tools
     told["conversation"] = asked.nodes() or "(empty)"
     return outline(told)
 
 
+def _by_path(path: str) -> dict[str, Any]:
+    model = model_in_path(path)
+    stream = {"stream": True} if streams_by_path(path) else {}
+    return ({"model": model} if model else {}) | stream
+
+
 def _parameters(parameters: dict[str, Any], way: Way | None) -> dict[str, Node]:
     """Return the parameters, the model and `stream` first; what was rewritten as before → after."""
     changed = {one.what: one for one in way.body} if way else {}
-    names = list(dict.fromkeys([*parameters, *changed]))[:_MOST_FIELDS]
-    shown = {
+    there = [
+        name
+        for name in dict.fromkeys([*_FIRST, *parameters, *changed])
+        if name in parameters or (name in changed and changed[name].before is None)
+    ]
+    shown: dict[str, Node] = {
         line(name): arrow(changed[name]) if name in changed else json_node(parameters[name])
-        for name in names
-        if name in parameters or changed[name].before is None
+        for name in there[:_MOST_FIELDS]
     }
-    first = {name: shown.pop(name) for name in ("model", "stream") if name in shown}
+    if (more := len(there) - _MOST_FIELDS) > 0:
+        shown[f"… {more:,} more"] = ""
+    first = {name: shown.pop(name) for name in _FIRST if name in shown}
     return first | ({"parameters": shown} if shown else {})
 
 
@@ -187,13 +220,19 @@ def show_answer(  # noqa: PLR0913 (all that is known of an answer)
     way: Way | None = None,
     whole_size: int | None = None,
     compared: Mapping[str, Node] | None = None,
+    bodiless: bool = False,
 ) -> str:
     """Return an answer as text: what was said, why it ended, what it cost.
+
+    Of a request without a body (`bodiless`), or whose body was not kept, not every UI shows a view:
+    its whole way is told here.
 
     `whole_size` is how many bytes the client got, where not all of them were kept; `compared` is
     what `comparing.section` tells of a replay.
     """
     told: dict[str, Node] = {"route": line(way.summary)} if way and way.summary else {}
+    if way and bodiless:
+        told = {"route": section(way)}
     if compared:
         told["compared with the original"] = compared
     if whole_size is not None:
@@ -206,7 +245,7 @@ def show_answer(  # noqa: PLR0913 (all that is known of an answer)
         told["stream"] = read.stream
     if not isinstance(read.body, dict):
         return outline(told | _unread(data, read.body))
-    return outline(told | _answer(view, read.body, read.reader, way, event_stream=event_stream))
+    return outline(told | _answer(view, read, way, event_stream=event_stream))
 
 
 def said(data: bytes, api: Api | None, *, event_stream: bool) -> str:
@@ -237,10 +276,9 @@ def _part_text(part: Node) -> str:
     return part if isinstance(part, str) else outline({"part": part}).strip()
 
 
-def _answer(
-    view: _View, body: dict[str, Any], reader: Reader, way: Way | None, *, event_stream: bool
-) -> dict[str, Node]:
+def _answer(view: _View, read: _Read, way: Way | None, *, event_stream: bool) -> dict[str, Node]:
     told: dict[str, Node] = {}
+    body, reader = mapping(read.body), read.reader
     model = reader.model or body.get("model")
     if isinstance(model, str):
         told["model"] = line(model)
@@ -260,7 +298,8 @@ def _answer(
     if error := body.get("error"):
         told["error"] = _error(error)
     elif not messages:
-        told["body"] = "(nothing was said)" if event_stream else Json(plain(body))
+        nothing = "(nothing that could be read)" if read.too_large else "(nothing was said)"
+        told["body"] = nothing if event_stream else Json(plain(body))
     return told
 
 
@@ -291,23 +330,15 @@ def _error(error: Any) -> Node:
 # --- what is read ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """An answer as it was read.
-
-    `body` is its JSON, of a stream what that comes to; `reader` knows usage, model and end, as the
-    proxy's does; `stream` says in words what stream it was, if it was one.
-    """
-
-    body: Any
-    reader: Reader
-    stream: str | None = None
-
-
 def _read(data: bytes, api: Api, view: _View, *, event_stream: bool) -> _Read:
     if event_stream:
-        events, end, reader = _read_stream(api, data)
-        return _Read(view.fold(events), reader, _stream(events, end, len(data), reader))
+        events, end, too_large, reader = _read_stream(api, data)
+        told = _stream(events, end, len(data), reader)
+        if too_large:
+            told = (
+                f"{several(len(events), 'event')}, then one of {size(too_large)}, too large to read"
+            )
+        return _Read(view.fold(events), reader, told, too_large)
     reader = api.reader(event_stream=False)
     reader.feed(data)
     reader.close()
@@ -320,18 +351,33 @@ def _read(data: bytes, api: Api, view: _View, *, event_stream: bool) -> _Read:
     return _Read(gemini.merge(chunks), reader, said)
 
 
-def _read_stream(api: Api, data: bytes) -> tuple[list[Event], int, Reader]:
-    """Return the first events, how many bytes they are in, and a reader that knows the end too."""
+def _read_stream(api: Api, data: bytes) -> tuple[list[Event], int, int, Reader]:
+    """Return the first events, how many bytes they are in, and a reader that knows the end too.
+
+    The third is the size of an event after these that the proxy did not read either, 0 if none is.
+    """
     end = min(len(data), MAX_STREAM)
     while data.count(b"\n", 0, end) + data.count(b"\r", 0, end) > _MOST_LINES:
         end //= 2
-    events = _events(data[:end])
+    parser = Parser()
+    events = [event for event in parser.feed(data[:end]) if event.data]
+    too_large = _unfinished(parser, data, end)
+    if not too_large:
+        events += [event for event in parser.close() if event.data]
     reader = api.reader(event_stream=True)
     reader.take(events)
     if end < len(data):
         _, _, tail = data[-_TAIL:].partition(b"\n\n")
         reader.take(_events(tail))
-    return events, end, reader
+    return events, end, too_large, reader
+
+
+def _unfinished(parser: Parser, data: bytes, end: int) -> int:
+    """Return the size of the event that reaches over what was read, if it is too large."""
+    ends = (data.find(blank, end) for blank in (b"\n\n", b"\r\n\r\n"))
+    after = min((found for found in ends if found >= 0), default=len(data))
+    whole = len(parser.pending) + after - end
+    return whole if end < len(data) and whole > MAX_EVENT else 0
 
 
 def _events(data: bytes) -> list[Event]:

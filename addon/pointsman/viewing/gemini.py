@@ -35,7 +35,8 @@ def request(body: dict[str, Any]) -> Conversation:
         opening.append(_content(body["content"], "content"))
     known = ("systemInstruction", "system_instruction", "content", "contents", "tools")
     return Conversation(
-        system=_content(system, "system") if system else None,
+        # Whatever role it is given: clients write "user".
+        system=Message("system", _content(system, "").parts) if system else None,
         messages=opening + listed(body.get("contents"), lambda one: _content(one, "user")),
         tools=tools(body.get("tools"), _tool),
         parameters=_flat(without(body, *known)),

@@ -68,6 +68,10 @@ def _item(item: Any, names: dict[str, str], role: str) -> Message:  # noqa: PLR0
         case "image_generation_call":
             kind = f"image/{text(item.get('output_format')) or 'png'}"
             return Message("assistant", [{"image": media(kind, item.get("result"))}])
+        case str(kind) if kind.endswith("_call"):
+            return Message("assistant", [other(item)])
+        case str(kind) if kind.endswith("_output"):
+            return Message("tool", [other(item)])
         case _:
             return Message(role, [other(item)])
 

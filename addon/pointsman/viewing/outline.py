@@ -28,9 +28,10 @@ class Json:
 
 
 # Beside control characters: a terminal or a browser could take these for the end of a line, or
-# YAML refuses them.
+# YAML refuses them. Two more turn all that follows them around.
 _UNSHOWABLE = re.compile(
-    "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+    "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\u202c\u202f-\ud7ff"
+    "\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 _LINE_END = re.compile("\r\n|[\r\x85\u2028\u2029]")
 # What begins with another character, or has `: ` or ` #` in it, means something else in YAML.

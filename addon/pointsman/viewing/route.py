@@ -71,10 +71,12 @@ class Way(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     rules: list[Rule] = []
     draw: float | None = None
+    by_hand: bool = False
     shares: list[Share] = []
     order: list[str] = []
     skipped: list[str] = []
     attempts: list[Try] = []
+    mirrored_to: str | None = None
     place: list[Difference] = []
     headers: list[Difference] = []
     body: list[Difference] = []
@@ -124,10 +126,12 @@ def way_of(
         error=exchange.error,
         rules=[Rule(v.rule, v.matched, v.reason) for v in decision.rules] if decision else [],
         draw=decision.draw if decision else None,
+        by_hand=bool(decision and decision.by_hand),
         shares=[Share(*one) for one in shares],
         order=list(decision.targets) if decision else [],
         skipped=list(decision.skipped) if decision else [],
         attempts=[_try(attempt) for attempt in exchange.attempts],
+        mirrored_to=exchange.mirrored_to,
         place=[Difference(c.what, c.before, c.after) for c in place],
         headers=[Difference(c.what, c.before, c.after) for c in headers],
         body=[Difference(c.field, c.before, c.after) for c in body],
@@ -180,6 +184,8 @@ def section(way: Way) -> dict[str, Node]:
     told["order"] = line(", then ".join(way.order)) if len(way.order) > 1 else ""
     told["skipped"] = line(", ".join(f"{name} (ejected)" for name in way.skipped))
     told["attempts"] = [_attempt(n, one) for n, one in enumerate(way.attempts[:_MOST], 1)]
+    copied = f"a copy went to {way.mirrored_to}; it has a line of its own in the log"
+    told["mirrored"] = line(copied) if way.mirrored_to else ""
     told["rewritten"] = _rewritten(way)
     told["first token"] = "" if way.first_token_ms is None else f"after {way.first_token_ms:.0f} ms"
     told["overhead"] = "" if way.overhead_ms is None else f"{way.overhead_ms:.1f} ms in Pointsman"
@@ -195,6 +201,8 @@ def _outcome(way: Way) -> str:
 
 
 def _draw(way: Way) -> str:
+    if way.by_hand:
+        return "none, the provider was chosen by hand"
     shares = [
         f"{one.provider} {one.share:.0%}" + (f" at priority {one.priority}" * bool(one.priority))
         for one in way.shares

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pointsman.viewing.outline import Json, Node
+from pointsman.wellformed import printable
 
 MAX_TEXT = 20_000  # characters shown of one text
 _MAX_JSON = 4000
@@ -21,6 +22,11 @@ _KILO = 1000
 
 # So long a run is no word of any language: an image, a signature, an encrypted thought, a key.
 _ENCODED = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{200,}")  # tried once for each run
+# The same in lines, as mail and PEM files have it: all of one length, but for the last.
+_ENCODED_LINES = re.compile(
+    r"^(?:[ \t]{0,40}[A-Za-z0-9+/]{60,200}\r?\n){4,}(?:[ \t]{0,40}[A-Za-z0-9+/]{1,200}={0,2}$)?",
+    re.MULTILINE,
+)
 _ENCODED_SHOWN = 16
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[^,;]{0,100}){0,5}),", re.ASCII)
 _MAX_HEAD = 1000  # characters of a data URL before its data
@@ -78,13 +84,13 @@ def line(text: str, limit: int = _MAX_LINE) -> str:
     """Return a text in one line of at most `limit` characters."""
     if len(text) <= limit and text.isprintable():
         return text.strip()
-    said = " ".join(text[: 4 * limit].split())
+    said = printable(" ".join(text[: 4 * limit].split()))
     return said if len(said) <= limit and len(text) <= 4 * limit else said[: limit - 1] + "…"
 
 
 def clip(text: str, limit: int = MAX_TEXT) -> str:
     """Return a text cut in its middle to `limit` characters, its encoded data told by size."""
-    text = _ENCODED.sub(_encoded, text)
+    text = _ENCODED_LINES.sub(_encoded_lines, _ENCODED.sub(_encoded, text))
     return _cut(text, limit) if len(text) > limit else text
 
 
@@ -97,6 +103,17 @@ def _cut(text: str, limit: int) -> str:
 def _encoded(found: re.Match[str]) -> str:
     run = found[0]
     return f"{run[:_ENCODED_SHOWN]}… ({len(run):,} characters of encoded data)"
+
+
+def _encoded_lines(found: re.Match[str]) -> str:
+    lines = found[0].splitlines()
+    if len({len(one) for one in lines[:-1]}) > 1:
+        return found[0]
+    first, length = lines[0], sum(len(one.strip()) for one in lines)
+    indent = first[: len(first) - len(first.lstrip())]
+    end = "\n" if found[0].endswith("\n") else ""
+    shown = first.lstrip()[:_ENCODED_SHOWN]
+    return f"{indent}{shown}… ({length:,} characters of encoded data in lines){end}"
 
 
 def plain(value: Any) -> Any:

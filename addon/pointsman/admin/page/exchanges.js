@@ -14,6 +14,7 @@ const OUTCOMES = {
   failover: failedOver,
   stream: (one) => one.stream === true,
   mirror: (one) => one.mirror === true,
+  replay: (one) => one.replay === true,
 };
 // What the text filter looks at.
 const SEARCHED = [
@@ -79,7 +80,6 @@ export class Exchanges {
     this.offerFlags();
     this.filter();
     this.tick(this.now);
-    if (!this.rows.some((entry) => entry.row.tabIndex === 0)) this.reach(this.visible()[0]);
   }
 
   /** Bring the times up to date. */
@@ -135,12 +135,18 @@ export class Exchanges {
     show(empty, found ? [] : this.rows.length
       ? [h("p", {}, "None of the last requests is like that.")] : this.empty());
     byId("list").hidden = !found;
+    if (!this.reachable()) this.reach(this.visible()[0]);
   }
 
   // --- the list -----------------------------------------------------------------------------------
 
   visible() {
     return this.rows.filter(({ row }) => !row.hidden);
+  }
+
+  /** The row that the Tab key comes to. */
+  reachable() {
+    return this.visible().find(({ row }) => row.tabIndex === 0);
   }
 
   /** Let the Tab key come to this row, and to no other. */
@@ -171,10 +177,14 @@ export class Exchanges {
     this.body.addEventListener("keydown", (event) => this.pressed(event));
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.chosen) this.close();
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
       const typing = event.target.closest?.("input, select, textarea");
-      if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      if (event.key === "/" && !typing) {
         event.preventDefault();
         byId("filter-text").focus();
+      } else if (entersList(event) && this.reachable()) {
+        event.preventDefault();
+        this.focus(this.reachable());
       }
     });
     narrow.addEventListener("change", () => {
@@ -257,6 +267,13 @@ export class Exchanges {
   }
 }
 
+/** Whether an arrow key comes from where it has no other use: nowhere, or the text of the filter. */
+function entersList({ key, target }) {
+  const outside = target === document.body || target === byId("exchanges");
+  return (key === "ArrowDown" && (outside || target === byId("filter-text")))
+    || (key === "ArrowUp" && outside);
+}
+
 function searched(one) {
   const attempts = one.attempts.flatMap(({ provider, error }) => [provider, error]);
   return [...SEARCHED.map((name) => one[name]), ...one.flags, ...attempts].join("\n").toLowerCase();
@@ -291,6 +308,7 @@ function listRow(one, time) {
     h("td", { class: `c-provider clip${one.attempts.length ? "" : " dim"}`, title: one.rule ? `by rule ${one.rule}` : null },
       failedOver(one) ? h("span", { class: "turn", title: "failed over" }, "↪ ") : null,
       one.mirror ? h("span", { class: "badge" }, "mirror") : null,
+      one.replay ? h("span", { class: "badge" }, "replay") : null,
       one.provider ?? h("span", { class: "dim" }, "none"),
       h("span", { class: "small dim" }, models(one).map((part) => part?.cloneNode?.(true) ?? part))),
     h("td", { class: "c-model clip", title: one.response_model ?? one.request_model }, models(one)),
@@ -325,7 +343,7 @@ function explained(one) {
       ["Tokens out", amount(one.request_completion_tokens, [["reasoning", one.reasoning_tokens]])],
       ["In all", one.total_tokens === null ? null : exact(one.total_tokens)],
       ["Counted by", { response: "the provider's answer", partial: "what came of the answer" }[one.usage_source] ?? "no one"],
-      ["Cost", one.cost_usd === null ? "unknown: there is no list price" : `${money(one.cost_usd)} by list price`],
+      ["Cost", cost(one)],
       ["Finished", one.finish_reason],
     ])),
     part("Time", facts([
@@ -360,7 +378,7 @@ function why(one) {
         h("span", { "aria-hidden": "true" }, rule.matched ? "✓ " : "✗ "),
         h("b", {}, rule.rule), rule.matched ? " matched: " : " did not match: ", rule.reason))) : null,
     none ? h("p", {}, "No rule matched.") : null,
-    ...(none ? [] : choice(one)).map((said) => h("p", {}, said)),
+    ...(none && !one.decision.by_hand ? [] : choice(one)).map((said) => h("p", {}, said)),
   ].filter(Boolean);
 }
 
@@ -373,6 +391,13 @@ function attempts(one) {
       h("span", { class: "took", "aria-hidden": "true" },
         h("span", { share: whole ? (attempt.duration_ms ?? 0) / whole : 0 })));
   }));
+}
+
+function cost(one) {
+  if (one.cost_usd !== null) return `${money(one.cost_usd)} by list price`;
+  if (!one.attempts.length) return "none: no provider was asked";
+  if (one.request_prompt_tokens !== null) return "unknown: there is no list price";
+  return "unknown: its tokens are not known";
 }
 
 function amount(value, parts) {

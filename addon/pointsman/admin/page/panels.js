@@ -94,14 +94,20 @@ const list = (texts) => h("ul", {}, texts.map((text) => h("li", {}, text)));
 
 // --- totals ---------------------------------------------------------------------------------------
 
-/** A sum; unknown where none of several requests told. */
-const summed = (row, name, without) => {
-  const all = (row.requests ?? 0) + (row.mirrored ?? 0);
-  return all && row[without] >= all ? null : row[name] ?? 0;
-};
-const tokensIn = (row) => summed(row, "prompt_tokens", "without_prompt_tokens");
-const tokensOut = (row) => summed(row, "completion_tokens", "without_completion_tokens");
-const costOf = (row) => summed(row, "cost_usd", "without_price");
+/** A sum; unknown where there were requests and none of them told. */
+const summed = (row, name, known) => (row.requests || row.mirrored) && !row[known] ? null : row[name] ?? 0;
+const tokensIn = (row) => summed(row, "prompt_tokens", "with_prompt_tokens");
+const tokensOut = (row) => summed(row, "completion_tokens", "with_completion_tokens");
+const costOf = (row) => summed(row, "cost_usd", "with_cost");
+
+/** What is missing in a row's cost, in words. */
+function missing(row) {
+  const answers = (n, what) => `${exact(n)} ${n === 1 ? "answer" : "answers"} without ${what}`;
+  return [
+    row.without_price ? answers(row.without_price, "a known price") : null,
+    row.without_usage ? answers(row.without_usage, "token usage") : null,
+  ].filter(Boolean);
+}
 
 export function showTotals(live) {
   const sum = live.totals;
@@ -115,7 +121,6 @@ export function showTotals(live) {
   const [first50, first95] = times("time_to_first_token");
   const [over50, over95] = times("overhead");
   const errors = sum.errors ?? 0;
-  const unpriced = sum.without_price ?? 0;
   show(byId("totals"),
     tile("Requests", number("requests", requests), [
       h("span", { "data-kind": errors ? "bad" : null }, number("errors", errors),
@@ -128,7 +133,7 @@ export function showTotals(live) {
     ]),
     tile("Cost", h("span", { "data-total": "cost_usd", title: cost === null ? null : `$${cost}` },
       money(cost)),
-    unpriced ? `list price · ${exact(unpriced)} without one` : "list price"),
+    ["by list price", ...missing(sum)].join(" · ")),
     tile("Under way", number("requests_open", live.requests_open), [
       number("streams_open", live.streams_open),
       live.streams_open === 1 ? " stream open" : " streams open",
@@ -199,7 +204,8 @@ function routeTitle(rule) {
 
 function ruleBlock(rule) {
   const total = [...rule.counts].reduce((sum, [provider, row]) => sum + (provider ? row.requests : 0), 0);
-  const rows = rule.targets.map((target) => targetRow(rule, target, total));
+  const chosen = [...rule.counts.values()].reduce((sum, row) => sum + (row.chosen ?? 0), 0);
+  const rows = rule.targets.map((target) => targetRow(rule, target, chosen));
   for (const [provider, row] of rule.counts) {
     if (!provider && rule.rule) rows.push(h("li", { class: "other" }, `refused: ${exact(row.requests)}`));
     else if (provider && !rule.targets.some((target) => target.provider === provider)) {
@@ -227,10 +233,10 @@ function endpointsOf({ endpoints, ejected_endpoints: ejected }) {
   return ejected ? `${exact(ejected)} of ${all} ejected` : all;
 }
 
-function targetRow(rule, target, total) {
+function targetRow(rule, target, chosen) {
   const row = rule.counts.get(target.provider);
   const requests = row?.requests ?? 0;
-  const actual = total ? requests / total : null;
+  const actual = chosen ? (row?.chosen ?? 0) / chosen : null;
   const known = rule.known?.rule.targets?.find((one) => one.provider === target.provider);
   const model = known?.call?.model;
   const standby = target.priority > 0 && target.share === 0;
@@ -250,8 +256,9 @@ function targetRow(rule, target, total) {
         ? `Priority ${target.priority}: used when no target before it is left` : `Weight ${target.weight}` },
       standby ? "standby" : percent(target.share)),
       h("span", { class: "dim" }, " → "),
-      h("b", { class: "actual-share" }, percent(actual))),
-    h("span", { class: "requests num" }, exact(requests)));
+      h("b", { class: "actual-share", title: "of the requests, by the provider that was chosen first" },
+        percent(actual))),
+    h("span", { class: "requests num", title: "requests that ended here" }, exact(requests)));
 }
 
 // --- providers and models -------------------------------------------------------------------------
@@ -301,7 +308,6 @@ function modelRow(row) {
     h("td", { class: "num", "data-is": "prompt_tokens", "data-unit": "in", title: exact(tokensIn(row)) }, count(tokensIn(row))),
     h("td", { class: "num", "data-is": "completion_tokens", "data-unit": "out", title: exact(tokensOut(row)) },
       count(tokensOut(row))),
-    h("td", { class: "num", "data-is": "cost_usd", "data-unit": "", title: row.without_price
-      ? `${exact(row.without_price)} without a price` : null },
+    h("td", { class: "num", "data-is": "cost_usd", "data-unit": "", title: missing(row).join(", ") || null },
     money(costOf(row))));
 }

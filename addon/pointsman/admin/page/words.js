@@ -33,6 +33,7 @@ export function summary(one) {
   const by = one.provider ?? "no provider";
   const took = duration(one.duration_ms);
   if (one.mirror) said.push("This is a mirrored copy: the client never saw its answer.");
+  else if (one.replay) said.push("A person has sent it again, from a UI.");
   if (one.flags.includes("OB")) {
     said.push(`Observed only: the rules would have chosen ${by}. The request went where the client sent it,`
       + ` and ${one.status === null ? "got no answer" : `was answered with ${one.status}`} after ${took}.`);
@@ -60,10 +61,11 @@ export function summary(one) {
 /** How the target was chosen: an array of lines. */
 export function choice({ decision }) {
   if (!decision) return ["How this was decided was not kept."];
-  const { draw, targets, skipped } = decision;
+  const { draw, targets, skipped, by_hand: byHand } = decision;
   const said = [];
   if (targets.length) {
-    if (draw === null) said.push("An affinity chose: the same value goes to the same target while it is healthy.");
+    if (byHand) said.push(`A person chose ${targets[0]}, by llm.replay.`);
+    else if (draw === null) said.push("An affinity chose: the same value goes to the same target while it is healthy.");
     else if (targets.length + skipped.length === 1) said.push("The rule has one target, so it takes all.");
     else said.push(`The draw was ${draw.toFixed(4)}, of 0 to 1: by priority and weight it fell to ${targets[0]}.`);
     if (targets.length > 1) said.push(`If that fails: ${targets.slice(1).join(", then ")}.`);
