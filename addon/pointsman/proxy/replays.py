@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.http._events import ResponseEndOfMessage, ResponsePr
 
 from pointsman.protocols.api import named
 from pointsman.proxy.layers import Layer
-from pointsman.proxy.routed import OWN_KEYS_OF
+from pointsman.proxy.own_keys import OWN_KEYS_OF
 from pointsman.proxy.router import Router
 from pointsman.proxy.showing import COMPARED, WAY
 from pointsman.viewing.bodies import is_event_stream

@@ -17,7 +17,7 @@ from mitmproxy import http
 from mitmproxy.net.http import url
 
 from pointsman.config.backends import Address, Endpoints
-from pointsman.config.credentials import CredentialError, mask
+from pointsman.config.credentials import CredentialError
 from pointsman.config.table import RetryCondition, Route, Target, TimeLimits
 from pointsman.errors import (
     HostNotAllowedError,
@@ -32,19 +32,18 @@ from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import SUCCESS, Answer
 from pointsman.proxy.claiming import port_of
 from pointsman.proxy.faults import log_fault
+from pointsman.proxy.framing import frame, part
 from pointsman.proxy.keys import no_key
 from pointsman.proxy.mirroring import Copy
-from pointsman.proxy.own_keys import Masked
+from pointsman.proxy.own_keys import Masks
 from pointsman.proxy.refusing import refusal_of
 from pointsman.proxy.router import Decision, Router, Tracing
 from pointsman.proxy.shaping import Shaper
 from pointsman.proxy.showing import Showing
 from pointsman.proxy.tracing import content_of, with_trace
-from pointsman.routing.masking import mask_protocols, mask_query
 from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
 from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
 from pointsman.routing.rewriting import (
-    CREDENTIAL_HEADERS,
     Outgoing,
     forward,
     rewrite,
@@ -56,14 +55,11 @@ from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
 
 logger = logging.getLogger(__name__)
 
-_PATH = b":path"  # as HTTP/2 names it, among the headers whose masks are kept
-OWN_KEYS_OF = "llm_own_keys_of"  # a copy of a flow has another id, and the metadata of the original
 _TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
 KEY_SECONDS = 1.0  # for so long a key that was read is used
 _MAX_KEPT_BODY = 16 * 1024 * 1024
 _MAX_REQUEST_ID = 128
 _SWITCHING_PROTOCOLS = 101
-_BODILESS = frozenset({204, 304})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +127,7 @@ class RoutedRequest:
         self._body: Body | None = None
         self._passes_unread: bool | None = None
         self._decided_on: tuple[object, ...] = ()
-        # The client's credentials, by what stands on the flow in their place.
-        self._masked: dict[tuple[bytes, bytes], bytes] = {}
+        self._masks = Masks(flow, router.own_keys)
         # A replay outlives the connection that the flow once came by.
         self._client = f"replay of {flow.id}" if flow.is_replay else flow.client_conn.id
         router.opened(self._client, self)
@@ -140,39 +135,12 @@ class RoutedRequest:
     # --- the request ------------------------------------------------------------------------------
 
     def mask_credentials(self) -> None:
-        """Put masks in the place of the client's keys; they are kept for the wire.
+        """Put masks in the place of the client's keys; the wire gets the keys.
 
-        A replayed flow has masks already, in whose place the keys come back. Called once more after
-        a person could edit the request, it takes in the keys that they have typed.
+        Called once more after a person could edit the request, it takes in the keys that they have
+        typed.
         """
-        request, own_keys = self.flow.request, self._router.own_keys
-        known: Masked = {}
-        if own_keys is not None and self.flow.is_replay:
-            known = own_keys.of(str(self.flow.metadata.get(OWN_KEYS_OF)))
-        fields = []
-        for name, sent in request.headers.fields:
-            if (name, sent) in self._masked:
-                fields.append((name, sent))
-                continue
-            value = shown = known.get((name, sent), sent)
-            # With a space after its name a header is refused, but the flow is kept.
-            if name.strip().lower() in CREDENTIAL_HEADERS:
-                shown = mask(text(value)).encode()
-            elif name.lower() == b"sec-websocket-protocol":
-                shown = mask_protocols(value)
-            if shown is not value:
-                self._masked[name, shown] = value
-            fields.append((name, shown))
-        request.headers.fields = tuple(fields)
-        path = known.get((_PATH, request.data.path), request.data.path)
-        bare = path.decode("utf-8", "surrogateescape")
-        shown = mask_query(bare).encode("utf-8", "surrogateescape")
-        if shown != path and (_PATH, path) not in self._masked:
-            self._masked[_PATH, shown] = path
-            request.data.path = shown
-        if own_keys is not None and self._masked:
-            self.flow.metadata[OWN_KEYS_OF] = self.flow.id
-            own_keys.keep(self.flow.id, self._masked)
+        self._masks.put()
 
     def client_request(self) -> ClientRequest:
         """Read the flow as it stands now: what a person edited at an intercept counts."""
@@ -187,13 +155,8 @@ class RoutedRequest:
             scheme=request.scheme,
             host=self._host,
             port=port or request.port,
-            path=self._masked.get((_PATH, request.data.path), request.data.path).decode(
-                "utf-8", "surrogateescape"
-            ),
-            headers=tuple(
-                (name, self._masked.get((name, value), value))
-                for name, value in request.headers.fields
-            ),
+            path=self._masks.path(),
+            headers=self._masks.headers(),
             body=self._body,
             address=(request.host, request.port),
             multiplexed=request.is_http2 or request.is_http3,
@@ -442,28 +405,10 @@ class RoutedRequest:
         except (RequestError, CredentialError) as error:
             mirrors.drop(own.rule, f"they can't be made for {wanted.target.host}: {error}")
             return
-        copy = Exchange(
-            request_id=own.request_id,
-            host=own.host,
-            method=own.method,
-            path=own.path,
-            client=own.client,
-            started=time.perf_counter(),
-            workload=own.workload,
-            namespace=own.namespace,
-            route=own.route,
-            route_host=own.route_host,
-            rule=own.rule,
-            provider=wanted.target.provider,
-            provider_host=wanted.target.host,
-            upstream_path=outgoing.path.partition("?")[0],
-            client_model=own.client_model,
-            request_model=name_of(outgoing.model),
-            stream=outgoing.stream,
-            mirror=True,
-            replay=own.replay,
-            request_bytes=own.request_bytes,
-        )
+        copy = own.copied(time.perf_counter(), wanted.target.provider)
+        copy.provider_host = wanted.target.host
+        copy.upstream_path = outgoing.path.partition("?")[0]
+        copy.request_model, copy.stream = name_of(outgoing.model), outgoing.stream
         outgoing = self._traced(outgoing, lambda tracing: tracing.begin_copy(own, copy))
         if mirrors.send(Copy(outgoing, wanted.target.limits, copy, self._router.sinks.emit)):
             own.mirrored_to = wanted.target.provider
@@ -568,7 +513,7 @@ class RoutedRequest:
         authority = url.hostport(outgoing.scheme, outgoing.host, outgoing.port)
         named = absolute or original.is_http2 or original.is_http3
         headers = http.Headers(outgoing.headers)
-        sent = self._masked_value(b"proxy-authorization")
+        sent = self._masks.behind(b"proxy-authorization")
         if absolute and sent is not None:
             headers["proxy-authorization"] = text(sent)  # it is for the upstream proxy
         version = original.data.http_version
@@ -586,10 +531,6 @@ class RoutedRequest:
             timestamp_start=time.time(),
             timestamp_end=None,
         )
-
-    def _masked_value(self, wanted: bytes) -> bytes | None:
-        found = (v for (name, _), v in self._masked.items() if name.lower() == wanted)
-        return next(found, None)
 
     # --- the answer -------------------------------------------------------------------------------
 
@@ -611,7 +552,7 @@ class RoutedRequest:
             self._learn(asked_usage=asked_usage)
         if response.status_code != _SWITCHING_PROTOCOLS:
             headers.fields = without_hop_by_hop(headers.fields)
-            self._frame(response, resized=self.answer.filters)
+            frame(self.flow.request, response, resized=self.answer.filters)
             self._part(response)
             response.stream = self.pass_on
         self.exchange.overhead += time.perf_counter() - started
@@ -662,31 +603,9 @@ class RoutedRequest:
         elif not self.asks_usage:
             self._router.usage_refused(self.call.target)
 
-    def _frame(self, response: http.Response, *, resized: bool) -> None:
-        """Frame the body for the client's connection, which outlives the provider's."""
-        request, headers = self.flow.request, response.headers
-        if resized:
-            headers.pop("content-length", None)
-        if request.is_http2 or request.is_http3:
-            headers.pop("transfer-encoding", None)
-            return
-        framed = "content-length" in headers or "transfer-encoding" in headers
-        bodiless = request.method == "HEAD" or response.status_code in _BODILESS
-        if request.http_version != "HTTP/1.1":
-            if headers.pop("transfer-encoding", None) is not None or not framed:
-                headers["connection"] = "close"  # the end of the body is the connection's
-        elif not framed and not bodiless:
-            headers["transfer-encoding"] = "chunked"
-            response.http_version = "HTTP/1.1"
-
     def _part(self, response: http.Response) -> None:
-        """While the process drains, ask the client to come again by another connection.
-
-        (Over HTTP/2 the layer does that.)
-        """
-        request = self.flow.request
-        if self._router.draining and not (request.is_http2 or request.is_http3):
-            response.headers["connection"] = "close"
+        if self._router.draining:
+            part(self.flow.request, response)
 
     def pass_on(self, chunk: bytes) -> list[bytes]:
         """Take a chunk of the answer (b"" at its end) and return what the client gets now."""

@@ -99,9 +99,7 @@ class Exchange:
     provider_host: str | None = None
     upstream_path: str | None = None
     decision: DecisionRecord | None = None  # only where something shows it: a UI, the page
-    api: str | None = (
-        None  # what is spoken, by the path: `openai-chat`, `gemini` (see protocols.api)
-    )
+    api: str | None = None  # what is spoken, by the path (see protocols.api)
     client_model: str | None = None
     request_model: str | None = None
     stream: bool | None = None
@@ -139,6 +137,27 @@ class Exchange:
     def tried(self) -> list[str]:
         """The providers of its attempts; of an observed one, who was called."""
         return [attempt.provider for attempt in self.attempts]
+
+    def copied(self, now: float, provider: str) -> "Exchange":
+        """Return the record of a mirrored copy of this request, to another provider."""
+        return Exchange(
+            request_id=self.request_id,
+            host=self.host,
+            method=self.method,
+            path=self.path,
+            client=self.client,
+            started=now,
+            workload=self.workload,
+            namespace=self.namespace,
+            route=self.route,
+            route_host=self.route_host,
+            rule=self.rule,
+            provider=provider,
+            client_model=self.client_model,
+            mirror=True,
+            replay=self.replay,
+            request_bytes=self.request_bytes,
+        )
 
     def flag(self, name: str) -> None:
         """Add a response flag once; the empty name is none."""
