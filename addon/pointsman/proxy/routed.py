@@ -41,7 +41,8 @@ from pointsman.proxy.router import Decision, Router, Tracing
 from pointsman.proxy.shaping import Shaper
 from pointsman.proxy.showing import Showing
 from pointsman.proxy.tracing import content_of, with_trace
-from pointsman.routing.planning import LONGEST_BACKOFF, backoff, condition
+from pointsman.routing.planning import condition
+from pointsman.routing.progress import Progress
 from pointsman.routing.request import Body, ClientRequest, StreamedBody, text
 from pointsman.routing.rewriting import (
     Outgoing,
@@ -116,9 +117,7 @@ class RoutedRequest:
             self.exchange.trace_context = {n: headers[n] for n in _TRACE_HEADERS if n in headers}
         self._showing = Showing(flow, full=router.keep_ways) if router.shows else None
         self._by_hand = router.wanted_by_hand.pop(flow.id, None)
-        self._made = 0
-        # When a target may be called again, by its place in the plan: its Retry-After.
-        self._not_before: dict[int, float] = {}
+        self._progress: Progress | None = None  # none where the request is only observed
         self._mirrored = False
         self._answering = False  # the attempt's answer has begun well
         self._occupied: tuple[Endpoints, Address] | None = None
@@ -196,9 +195,8 @@ class RoutedRequest:
         settled = self.refusal or self.flow.response or exchange.ended
         if settled is not None or not changed:
             return refusal
-        if self.decision is not None and not self.decision.observe:
-            self._router.health.abandoned(self.decision.target, time.monotonic())
-        self.decision = exchange.decision = None
+        self._free_probe()
+        self.decision = self._progress = exchange.decision = None
         exchange.rule = exchange.provider = exchange.provider_host = None
         exchange.flags.clear()  # there are none but the decision's yet
         return self.decide()
@@ -247,7 +245,15 @@ class RoutedRequest:
         exchange.provider_host = decision.target.host
         if decision.observe:
             exchange.flag("OB")
+        else:
+            once = self._body is not None and self._body.streamed
+            self._progress = Progress(decision.plan, decision.rule.retry, once=once)
         self._show()
+
+    def _free_probe(self) -> None:
+        """Take back the decision's claim on its target, which has not been called."""
+        if self.decision is not None and not self.decision.observe:
+            self._router.health.abandoned(self.decision.target, time.monotonic())
 
     def _unless_observing(self, error: RequestError) -> RequestError | None:
         """Who only observes refuses nothing: what would have been refused is logged."""
@@ -322,10 +328,7 @@ class RoutedRequest:
 
     def _next_target(self) -> Target | None:
         """Return the target of the next attempt; None where the request is only observed."""
-        if self.decision is None or self.decision.observe:
-            return None
-        self._made += 1
-        return self.decision.plan.target(self._made - 1)
+        return self._progress.next_target() if self._progress else None
 
     def _begin_call(self, target: Target | None) -> Call:
         exchange, request = self.exchange, self.client_request()
@@ -415,23 +418,15 @@ class RoutedRequest:
 
     def attempts_left(self) -> bool:
         """Tell whether the plan has another attempt."""
-        decision = self.decision
-        if decision is None or decision.observe or (self._body and self._body.streamed):
-            return False
-        return self._made < decision.plan.attempts
+        return self._progress is not None and self._progress.left
 
     def may_retry(self, condition: RetryCondition | None) -> bool:
         """Tell whether a failure of this kind, now, would lead to another attempt."""
-        if condition is None or self.decision is None:
-            return False
-        return condition in self.decision.rule.retry.on and self.attempts_left()
+        return self._progress is not None and self._progress.may_retry(condition)
 
     def may_repeat(self) -> bool:
         """Tell whether a request may be sent twice, where the plan has no other attempt."""
-        if self.decision is None or self.decision.observe or (self._body and self._body.streamed):
-            return False
-        retry = self.decision.rule.retry
-        return "reset" in retry.on and retry.attempts != 1 and not self.attempts_left()
+        return self._progress is not None and self._progress.may_repeat
 
     def failed(
         self, condition: RetryCondition, reason: str, *, retry_after: float | None = None
@@ -439,24 +434,14 @@ class RoutedRequest:
         """End the attempt as failed; return the pause before the next, None where there is none."""
         assert self.call
         self.call.attempt.end(time.perf_counter(), error=reason)
-        target, decision = self.call.target, self.decision
-        if target is None or decision is None:
+        if self.call.target is None or self._progress is None:
             return None
-        now, plan = time.monotonic(), decision.plan
+        now = time.monotonic()
         self._answering = False
-        self._router.health.failed(target, now, retry_after)
-        self._not_before[(self._made - 1) % len(plan.order)] = now + (retry_after or 0.0)
-        if not self.may_retry(condition):
-            return None
-        turn, following = divmod(self._made, len(plan.order))
-        if turn == 0:
-            return 0.0
-        wait = max(self._not_before.get(following, now) - now, 0.0)
-        if wait > LONGEST_BACKOFF:
-            return None
+        self._router.health.failed(self.call.target, now, retry_after)
         # Instances must not march in step; this is no secret.
-        pause = backoff(decision.rule.retry, turn - 1, random.random())  # noqa: S311
-        return wait if following else max(pause, wait)
+        jitter = random.random()  # noqa: S311
+        return self._progress.pause_after(condition, now, retry_after or 0.0, jitter)
 
     def answered(self, status: int, wait: float | None) -> None:
         """Tell the target's health how it has answered; `wait` is its Retry-After in seconds."""
@@ -688,9 +673,8 @@ class RoutedRequest:
         if self.call is not None:
             self.call.attempt.end(now, error=error)
             self._judge(self.call.target, whole=source == "response")
-        elif self.decision is not None and not self.decision.observe:
-            # Answered without a call: the probe that it may have been is free again.
-            self._router.health.abandoned(self.decision.target, time.monotonic())
+        else:
+            self._free_probe()  # answered without a call
         self._occupy(None)
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
