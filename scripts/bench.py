@@ -16,6 +16,9 @@ With `--telemetry` it compares Pointsman as it is by default (metrics, and what 
 at hand) with Pointsman without these; with `--otel` also with traces and metrics sent by OTLP to a
 receiver in this process. The access log is written in each. Every round starts processes of its
 own: two of the same kind may differ by some percent for as long as they live.
+
+With `--memory` one Pointsman, as it is by default, carries 100,000 exchanges over ever new
+connections; what its resident memory has grown by since the first thousands is told.
 """
 
 import argparse
@@ -54,12 +57,14 @@ CPU_RATIO = 0.85
 FIRST_TOKEN_MS = 3.0
 LARGE_PROMPT_MS = 20.0
 TELEMETRY_RATIO = 1.10
+GROWTH_MIB = 10 * 1000 * 1000 / 1024**2
 
 MANY = 16  # connections
 WARM_UP = 200  # requests
 FIRST_REQUESTS = 4  # of each connection, before anything is measured
 CHUNKS, CHUNK_SECONDS = 20, 0.005
 LARGE_PROMPT, LARGE_PROMPTS = 4_000_000, 15
+EXCHANGES, EXCHANGES_BEFORE, EXCHANGES_A_STEP = 100_000, 5_000, 1_000
 START_SECONDS = 30  # for a proxy to listen
 STEP_SECONDS = 120  # for one measurement
 TELEMETRY = ("without", "default", "OTLP")  # what is compared: no telemetry, the default, more
@@ -362,8 +367,15 @@ class Proxy:
 
     def peak_mib(self) -> float:
         """Return the most memory that it has had resident."""
+        return self._memory_mib("VmHWM")
+
+    def resident_mib(self) -> float:
+        """Return the memory that it has resident now."""
+        return self._memory_mib("VmRSS")
+
+    def _memory_mib(self, name: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+        return int(status.partition(f"{name}:")[2].split()[0]) / 1024
 
     def log(self) -> Iterator[dict[str, object]]:
         """Yield the access log's entries."""
@@ -591,6 +603,29 @@ async def run_telemetry(*, rounds: int, requests: int, otel: bool) -> list[Figur
     return figures
 
 
+async def run_memory() -> list[Figure]:
+    """Let one Pointsman carry many exchanges, and see how it grows."""
+    with tempfile.TemporaryDirectory(prefix="pointsman-bench-") as folder:
+        async with Provider().serving() as provider:
+            addon = with_addon(Path(folder), provider.port)
+            with mitmdump("pointsman", Path(folder), *addon, *ADMIN) as proxy:
+
+                async def carry(exchanges: int) -> float:
+                    for _ in range(exchanges // EXCHANGES_A_STEP):
+                        requests = EXCHANGES_A_STEP - MANY * FIRST_REQUESTS
+                        await load(proxy.port, connections=MANY, requests=requests)
+                    return proxy.resident_mib()
+
+                before = await carry(EXCHANGES_BEFORE)
+                after = await carry(EXCHANGES)
+                logged = sum(1 for _ in proxy.log())
+    if logged != EXCHANGES_BEFORE + EXCHANGES:
+        raise BenchError(f"{logged:,} exchanges are in the log")
+    grown = after - before
+    figure = Figure("resident memory", "MiB", bare=before, pointsman=after, target=GROWTH_MIB)
+    return [replace(figure, compared=grown, comparison="more")]
+
+
 def with_telemetry(
     name: str, folder: Path, provider: Provider, receiver: Receiver
 ) -> AbstractContextManager[Proxy]:
@@ -753,20 +788,32 @@ def main() -> int:
     parser.add_argument(
         "--otel", action="store_true", help="the same, and with traces and metrics sent by OTLP"
     )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help=f"carry {EXCHANGES:,} exchanges and tell what the process has grown by (minutes)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
-    telemetry = options.telemetry or options.otel
     if sys.platform != "linux":
         parser.error("a process's CPU and memory are read as Linux tells them")
     # Ended from outside, the proxies have to go too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        figures = asyncio.run(
-            run_telemetry(rounds=options.rounds, requests=options.requests, otel=options.otel)
-            if telemetry
-            else run(rounds=options.rounds, requests=options.requests, streams=options.streams)
+    title = f"medians of {options.rounds} rounds, {options.requests} requests each"
+    columns = ("direct", "bare", "pointsman")
+    if options.memory:
+        title, columns = f"one process, {EXCHANGES:,} exchanges", ("", "before", "after")
+        measuring = run_memory()
+    elif options.telemetry or options.otel:
+        columns = ("", "without", "with")
+        measuring = run_telemetry(
+            rounds=options.rounds, requests=options.requests, otel=options.otel
         )
+    else:
+        measuring = run(rounds=options.rounds, requests=options.requests, streams=options.streams)
+    try:
+        figures = asyncio.run(measuring)
     except (BenchError, OSError, TimeoutError, EOFError, ExceptionGroup) as error:
         print(f"scripts/bench: {told(error)}", file=sys.stderr)
         return 2
@@ -776,8 +823,6 @@ def main() -> int:
         rounded = [{**asdict(figure), "met": figure.met} for figure in figures]
         print(json.dumps({"rounds": options.rounds, "figures": rounded}, indent=2))
     else:
-        title = f"medians of {options.rounds} rounds, {options.requests} requests each"
-        columns = ("", "without", "with") if telemetry else ("direct", "bare", "pointsman")
         Console().print(table(figures, title, columns))
     return int(options.check and any(figure.met is False for figure in figures))
 
