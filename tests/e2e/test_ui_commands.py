@@ -164,7 +164,7 @@ def test_a_replay_that_cannot_be_says_why(web: Web, openai: Far) -> None:
     openai.calls(1)
     web.flows(1)
     found = run(web, "llm.replay", "@all", "monshot")
-    assert 'did you mean "moonshot"' in found["error"]
+    assert 'names the provider monshot; did you mean "moonshot"? There are: ' in found["error"]
     openai.calls(0)
 
 

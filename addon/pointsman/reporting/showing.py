@@ -273,7 +273,8 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
   linear-gradient(to right, #888a, transparent) left / .6rem 100% no-repeat,
   linear-gradient(to left, #888a, transparent) right / .6rem 100% no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .25rem .5rem; font-size: .93em; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { font-size: .93em; }
 th { font-weight: 500; opacity: .7; }
 .text { text-align: left; max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
 .bar { display: flex; align-items: center; gap: .6rem; margin: .2rem 0; }
