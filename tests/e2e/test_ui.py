@@ -188,6 +188,23 @@ def test_what_mitmdump_has_saved_is_shown_by_mitmweb(
     assert shown(web, moved, "response")["answer"][0]["assistant"]
 
 
+def test_what_is_saved_is_chosen_by_the_decision(
+    start_proxy: StartProxy, start_web: StartWeb, rules: Path, openai: Far, tmp_path: Path
+) -> None:
+    file = tmp_path / "flows.mitm"
+    moved_only = 'save_stream_filter=~meta "llm_attempts: [2-9]"'
+    dump = start_proxy(rules, "-w", str(file), "--set", moved_only)
+    with dump.client() as client:
+        assert said(client.post(URL, json=chat(model="plain")))
+        openai.provider.replies.append(Reply.json({"error": {"message": "busy"}}, status=503))
+        assert said(client.post(URL, json=chat(model="moved")))
+    dump.logged(2)
+    dump.stop()
+    web = start_web("-r", str(file))
+    (moved,) = web.flows(1)
+    assert shown(web, moved, "request")["route"]["outcome"] == "failed-over"
+
+
 def test_no_more_finished_flows_are_kept_than_asked_for(start_web: StartWeb) -> None:
     web = start_web("--set", "llm_keep_flows=4")
     with web.proxy.client() as client:
