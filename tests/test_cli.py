@@ -83,7 +83,7 @@ def test_check_portable_names_each_extension(rules: Path) -> None:
     result = run("check", "--portable", rules)
     assert result.exit_code == 1
     assert "rules.yaml:17: LLMProvider/west: spec.port: " in result.output
-    assert "2 field(s) that are not portable" in result.output
+    assert "2 fields that are not portable" in result.output
 
 
 def test_check_tells_what_else_it_needs(rules: Path) -> None:

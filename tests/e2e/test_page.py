@@ -25,6 +25,7 @@ from tests.e2e.harness import (
     Proxy,
     chat,
     closed_port,
+    llm_provider,
     llm_route,
     openai_config,
     said,
@@ -494,6 +495,43 @@ def test_the_browser_makes_no_markup_of_strings_on_it(shared: Traffic, page: Pag
         assert page.evaluate(refused) == "TypeError"
 
 
+def test_the_busiest_providers_have_the_colours(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
+) -> None:
+    hosts = [f"p{number:02}.example" for number in range(12)]
+    far_end = {**openai.far_end(), "tls": {"insecureSkipVerify": True}}
+    rules = write_rules(
+        tmp_path / "rules",
+        *(llm_provider(host.removesuffix(".example"), host, **far_end) for host in hosts),
+        *(llm_route(f"r{n:02}", f"r{n:02}.test", to(host)) for n, host in enumerate(hosts)),
+    )
+    proxy = start_proxy(rules, *ADMIN)
+
+    def ask(number: int, times: int) -> None:
+        with proxy.client() as client:
+            for _ in range(times):
+                client.post(f"http://r{number:02}.test/v1/chat/completions", json=chat(model="m"))
+        proxy.logged(times)
+
+    for number in range(3, 12):
+        ask(number, 2 if number > 3 else 1)
+    page = shown(proxy.admin)
+    swatches = [swatch(page, f"p{number:02}") for number in range(3, 12)]
+    grey, *coloured = (color_of(one) for one in swatches)  # of nine, the last has none of the eight
+    assert len({grey, *coloured}) == 9
+    ask(3, 4)
+    expect(swatches[0]).not_to_have_css("background-color", grey)
+    assert color_of(swatches[0]) in coloured
+
+
+def swatch(page: Page, provider: str) -> Locator:
+    return page.locator(f'#models .provider[data-provider="{provider}"] .swatch')
+
+
+def color_of(place: Locator) -> str:
+    return str(place.evaluate("place => getComputedStyle(place).backgroundColor"))
+
+
 # --- the line to the proxy ------------------------------------------------------------------------
 
 
@@ -516,9 +554,11 @@ def test_it_says_when_it_is_cut_off_and_comes_back(
         expect(page.locator("#readiness")).to_have_text("Ready")
     # It has ended in time, with nothing to complain of, though someone looked.
     expect(page.locator("#connection")).to_contain_text("Disconnected")
+    expect(page.locator("#readiness")).to_be_hidden()  # no one knows
     expect(total(page, "requests")).to_have_text("3")
     with started() as proxy:
         expect(page.locator("#connection")).to_have_text("Live")
+        expect(page.locator("#readiness")).to_have_text("Ready")
         expect(total(page, "requests")).to_have_text("0")
         expect(rows(page)).to_have_count(0)
 

@@ -131,6 +131,9 @@ def test_calls_are_shown_with_their_way(web: Web, openai: Far, moonshot: Far, ht
         {"✗ tenants": "header x-tenant is absent (wanted: present)"}
     ]
     assert shown(web, none, "response")["error"]["code"] == "no_route"
+    for flow, entry in zip((plain, moved, none), web.proxy.logged(3), strict=True):
+        overhead = shown(web, flow, "request", "LLM")["route"]["overhead"]
+        assert overhead == f"{entry['overhead_ms']:.1f} ms in Pointsman"
     markers = [emoji[MARKERS[ended]] for ended in ("routed", "failed-over", "refused")]
     assert [flow["marked"] for flow in (plain, moved, none)] == markers
 
@@ -178,11 +181,28 @@ def test_what_mitmdump_has_saved_is_shown_by_mitmweb(
 
     web = start_web("-r", str(file), "--set", "llm_keep_flows=1")
     plain, moved = web.flows(2)  # what a person loads is not counted
-    assert "everyone → moonshot" in moved["comment"]
+    assert re.fullmatch("moonshot · [0-9]+ tok · .* ← everyone", moved["comment"])
     assert shown(web, plain, "request")["route"]["outcome"] == "routed"
     assert shown(web, plain, "response")["usage"]["prompt"] == 2
     assert shown(web, moved, "request")["route"]["outcome"] == "failed-over"
     assert shown(web, moved, "response")["answer"][0]["assistant"]
+
+
+def test_what_is_saved_is_chosen_by_the_decision(
+    start_proxy: StartProxy, start_web: StartWeb, rules: Path, openai: Far, tmp_path: Path
+) -> None:
+    file = tmp_path / "flows.mitm"
+    moved_only = 'save_stream_filter=~meta "llm_attempts: [2-9]"'
+    dump = start_proxy(rules, "-w", str(file), "--set", moved_only)
+    with dump.client() as client:
+        assert said(client.post(URL, json=chat(model="plain")))
+        openai.provider.replies.append(Reply.json({"error": {"message": "busy"}}, status=503))
+        assert said(client.post(URL, json=chat(model="moved")))
+    dump.logged(2)
+    dump.stop()
+    web = start_web("-r", str(file))
+    (moved,) = web.flows(1)
+    assert shown(web, moved, "request")["route"]["outcome"] == "failed-over"
 
 
 def test_no_more_finished_flows_are_kept_than_asked_for(start_web: StartWeb) -> None:
@@ -223,7 +243,7 @@ def test_what_a_person_has_marked_and_written_stays(start_web: StartWeb) -> None
 
     flow = eventually(intercepted, what="an intercepted flow")
     assert flow is not None
-    assert "everyone → openai" in flow["comment"]
+    assert flow["comment"] == "openai ← everyone"
     assert shown(web, flow, "request")["route"]["outcome"] == "under way"
     web.put(flow, marked=":grapes:", comment="look at this one")
     web.post(f"/flows/{flow['id']}/resume")

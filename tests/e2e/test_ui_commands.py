@@ -54,6 +54,15 @@ def rows(web: Web, command: str, *arguments: str) -> list[list[str]]:
     return value
 
 
+def test_a_flow_is_named_by_the_mark_that_a_person_gave_it(web: Web) -> None:
+    with web.proxy.client() as client:
+        for user in ("vip", "ann"):
+            assert said(client.post("http://front/", json=chat(model="m"), headers={"user": user}))
+    web.put(web.flows(2)[0], marked=":red_circle:")
+    told = rows(web, "llm.explain", "~marker red_circle")
+    assert ["✓ rule vip", "header user = vip"] in told
+
+
 def test_explain_tells_the_rules_and_what_would_leave(web: Web, openai: Far, moonshot: Far) -> None:
     with web.proxy.client(
         headers={"user": "vip", "authorization": "Bearer sk-own-12345"}
@@ -164,7 +173,7 @@ def test_a_replay_that_cannot_be_says_why(web: Web, openai: Far) -> None:
     openai.calls(1)
     web.flows(1)
     found = run(web, "llm.replay", "@all", "monshot")
-    assert 'did you mean "moonshot"' in found["error"]
+    assert 'names the provider monshot; did you mean "moonshot"? There are: ' in found["error"]
     openai.calls(0)
 
 

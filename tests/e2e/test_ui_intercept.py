@@ -81,6 +81,31 @@ def test_an_edited_request_is_decided_anew(web: Web, accounted: Far) -> None:
     assert "header user = vip" in web.view(flow, "request")["text"]
 
 
+def test_what_is_held_is_chosen_by_the_decision(confdir: Path, rules: Path) -> None:
+    answers: list[httpx.Response] = []
+    wanted = 'intercept=~meta "llm_rule: all"'
+    with Web(confdir, rules, "--set", wanted, env=KEYS) as web:
+        with web.proxy.client() as client:
+            assert said(client.post(FRONT, json=chat(model="m"), headers={"user": "vip"}))
+        with held(web, answers) as flow:
+            web.post(f"/flows/{flow['id']}/resume")
+        assert [entry["rule"] for entry in web.proxy.logged(2)] == ["vip", "all"]
+    assert said(answers[0])
+
+
+def test_what_a_person_has_made_of_it_is_logged(web: Web, openai: Far) -> None:
+    answers: list[httpx.Response] = []
+    with held(web, answers) as flow:
+        web.put(flow, request={"method": "PUT", "path": "/v1/files?purpose=batch"})
+        web.post(f"/flows/{flow['id']}/resume")
+    assert answers
+    (call,) = openai.calls(1)
+    assert (call.method, call.path.partition("?")[0]) == ("PUT", "/v1/files")
+    entry = web.proxy.entry()
+    assert_entry(entry, method="PUT", path="/v1/files", upstream_path="/v1/files")
+    assert web.matching("~meta llm_api") == []  # it has been one, as long as it was held
+
+
 @pytest.mark.parametrize("key", [OWN, TYPED])
 def test_a_key_that_is_typed_is_sent_and_masked(web: Web, accounted: Far, key: str) -> None:
     answers: list[httpx.Response] = []

@@ -203,7 +203,7 @@ def test_a_pod_of_the_nodes_network_is_passed_on_and_strict_refuses_it() -> None
     strict = run("--strict", text=HOST_NETWORK)
     assert strict.exit_code == 1
     assert not strict.stdout
-    assert "1 warning(s), and --strict: nothing is printed" in strict.stderr
+    assert "1 warning, and --strict: nothing is printed" in strict.stderr
 
 
 def test_what_is_left_alone_on_purpose_is_no_warning() -> None:

@@ -41,7 +41,7 @@ def finished(**fields: object) -> Exchange:
 def test_comment_marker_and_metadata_tell_the_decision(flow: HTTPFlow) -> None:
     exchange = finished(api="openai-chat", request_model="m", flags=["X", "Y"])
     Showing(flow, full=False).update(exchange, DECISION)
-    assert flow.comment == "all → p · m · 1000 ms"
+    assert flow.comment == "p · m · 1.0 s ← all"
     assert flow.marked == MARKERS["routed"]
     assert flow.metadata == {
         COMMENT: flow.comment,
@@ -78,7 +78,7 @@ def test_what_a_person_has_written_or_marked_stays(flow: HTTPFlow) -> None:
     showing = Showing(flow, full=False)
     under_way = finished(ended=None)
     showing.update(under_way, DECISION)
-    assert (flow.comment, flow.marked) == ("all → p", "")
+    assert (flow.comment, flow.marked) == ("p ← all", "")
     flow.comment, flow.marked = "look at this", ":grapes:"
     showing.update(finished(), DECISION)
     assert (flow.comment, flow.marked) == ("look at this", ":grapes:")
@@ -103,7 +103,7 @@ def test_a_replay_shows_its_own_outcome(flow: HTTPFlow) -> None:
     showing = Showing(again, full=True)
     assert (again.comment, again.marked, again.metadata) == ("", "", {})
     showing.update(finished(), DECISION)
-    assert (again.comment, again.marked) == ("all → p · 1000 ms", MARKERS["routed"])
+    assert (again.comment, again.marked) == ("p · 1.0 s ← all", MARKERS["routed"])
     assert "llm_error" not in again.metadata
 
 

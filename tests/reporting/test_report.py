@@ -314,6 +314,20 @@ def test_a_page_has_charts_and_no_script(log: Path, tmp_path: Path) -> None:
     assert "Split per rule" in text
 
 
+def test_the_chart_of_a_page_has_numbers_and_leaves_no_provider_out(
+    log: Path, tmp_path: Path
+) -> None:
+    write(log, [exchange(f"p{number}") for number in range(10) for _ in range(1 + (number < 7))])
+    page = tmp_path / "report.html"
+    run(log, "--html", page)
+    chart = page.read_text().partition("<div class=chart>")[2].partition("<h2>")[0]
+    assert chart.startswith("<p><span>17</span><span>0</span></p>")
+    heights = [float(height) for height in re.findall(r'height="([0-9.]+)"', chart)]
+    assert sum(heights) == 17
+    assert "3 others" in chart
+    assert len(re.findall(r"<span>[0-9-]{10} [0-9:]{8}Z</span>", chart)) == 2
+
+
 @given(st.lists(st.floats(min_value=0.01, max_value=1e7), min_size=1, max_size=200))
 def test_a_quantile_is_right_within_its_bucket(values: list[float]) -> None:
     durations = Durations()

@@ -230,11 +230,24 @@ def test_explain_says_why_each_rule_was_passed_over(route: Rules) -> None:
         (
             "vip",
             False,
-            "header x-user is not = vip; header x-tier is absent (wanted: starts with p)",
+            "header x-user is not vip; header x-tier is absent (wanted: starts with p)",
         ),
         ("models", False, "model is absent (wanted: matches gpt.*)"),
         ("rest", True, "it has no matches, so it takes every request"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("match", "reason"),
+    [
+        ({"method": "PUT"}, "method is not PUT"),
+        ({"path": {"prefix": "/v2"}}, "path does not start with /v2"),
+        ({"path": {"regex": "/v[2-9].*"}}, "path does not match /v[2-9].*"),
+    ],
+)
+def test_a_reason_reads_as_a_sentence(route: Rules, match: dict[str, Any], reason: str) -> None:
+    (verdict,) = explain(route(one=[match]), headers())
+    assert (verdict.matched, verdict.reason) == (False, reason)
 
 
 def test_explain_says_what_made_a_rule_match(route: Rules) -> None:

@@ -145,26 +145,27 @@ class TestSummary:
             client_model="gpt-4o",
             request_model="qwen-max",
             response_model="qwen-max-2025",
-            usage=Usage(12, 34),
+            usage=Usage(12, 34, 46),
             cost_usd=0.00123,
             ended=101.2345,
         )
-        assert summary(done) == (
-            "vip → dashscope · gpt-4o → qwen-max · 12+34 tokens · $0.001230 · 1234 ms"
-        )
+        assert summary(done) == ("dashscope · 46 tok · $0.0012 · gpt-4o → qwen-max · 1.2 s ← vip")
 
     @pytest.mark.parametrize(
         ("fields", "expected"),
         [
             ({}, ""),
             ({"error": "no_route", "ended": 100.001}, "no_route · 1 ms"),
-            ({"rule": "r"}, "r"),
+            ({"rule": "r"}, "← r"),
+            ({"provider": "p", "error": "reset", "rule": "r"}, "p · reset ← r"),
             ({"client_model": "m", "request_model": "m"}, "m"),
             ({"response_model": "m"}, "m"),
-            ({"flags": ["OB"], "rule": "r", "provider": "p"}, "r → p · observed only"),
-            ({"usage": Usage(prompt_tokens=3)}, "3+0 tokens"),
-            ({"usage": Usage(completion_tokens=3)}, ""),
-            ({"cost_usd": 0.0}, "$0.000000"),
+            ({"flags": ["OB"], "rule": "r", "provider": "p"}, "p · observed only ← r"),
+            ({"usage": Usage(prompt_tokens=3)}, "3+ tok"),
+            ({"usage": Usage(completion_tokens=3)}, "3+ tok"),
+            ({"usage": Usage(total_tokens=5)}, "5 tok"),
+            ({"usage": Usage(cached_tokens=5)}, ""),
+            ({"cost_usd": 0.0}, "$0"),
         ],
     )
     def test_it_leaves_out_what_is_not_known(self, fields: dict[str, Any], expected: str) -> None:
@@ -179,7 +180,7 @@ class TestSummary:
             client=secret,
             rule="r",
         )
-        assert summary(done) == "r"
+        assert summary(done) == "← r"
 
 
 def test_there_is_no_field_for_a_header_a_query_or_a_body() -> None:

@@ -18,6 +18,7 @@ from pointsman.ca.bundle import variables, write_bundle
 from pointsman.ca.manifest import parse_name, secret_manifest
 from pointsman.ca.store import ensure, load, read_secret
 from pointsman.cli.app import app, fail
+from pointsman.telemetry.amounts import several
 
 ca = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +133,10 @@ def bundle(
     """
     with _log_shown():
         written = write_bundle(out, load(directory.expanduser()), roots)
-    typer.echo(f"{out}: {written.count} certificates; the roots are from {written.roots}", err=True)
+    typer.echo(
+        f"{out}: {several(written.count, 'certificate')}; the roots are from {written.roots}",
+        err=True,
+    )
     typer.echo(_render(variables(seen_at or str(out.resolve())), form), nl=False)
 
 

@@ -15,6 +15,7 @@ from pointsman.cli.app import (
     fail,
     load_rules,
 )
+from pointsman.telemetry.amounts import several
 
 
 @app.command()
@@ -51,13 +52,10 @@ def check(  # noqa: PLR0913 (what a check can be asked for)
     if portable and loaded.extensions:
         for extension in loaded.extensions:
             typer.echo(str(extension), err=True)
-        fail(f"{len(loaded.extensions)} field(s) that are not portable", 1)
+        count = len(loaded.extensions)
+        verb = "is" if count == 1 else "are"
+        fail(f"{several(count, 'field')} that {verb} not portable", 1)
     skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
-    typer.echo(
-        f"{rules}: {_count(loaded.providers, 'provider')} and {_count(loaded.routes, 'route')}"
-        f" are valid{skipped}"
-    )
-
-
-def _count(names: tuple[str, ...], what: str) -> str:
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+    providers = several(len(loaded.providers), "provider")
+    routes = several(len(loaded.routes), "route")
+    typer.echo(f"{rules}: {providers} and {routes} are valid{skipped}")

@@ -12,6 +12,7 @@ from pointsman.config.files import FilesError, manifest_files, reason
 from pointsman.kubernetes.inject import inject as inject_text
 from pointsman.kubernetes.manifests import ManifestError, join
 from pointsman.kubernetes.settings import Settings, SettingsError
+from pointsman.telemetry.amounts import several
 
 DEFAULT_IMAGE = f"pointsman:{__version__}"
 _STDIN = "-"
@@ -130,7 +131,7 @@ def inject(  # noqa: PLR0913 (the options of a sidecar)
     for warning in told:
         typer.echo(f"warning: {warning}", err=True)
     if strict and told:
-        fail(f"{len(told)} warning(s), and --strict: nothing is printed", 1)
+        fail(f"{several(len(told), 'warning')}, and --strict: nothing is printed", 1)
     # Line ends as they are.
     sys.stdout.buffer.write(join(texts).encode())
 

@@ -10,6 +10,7 @@ import typer
 from pointsman.cli.app import GatewayOption, LabelsOption, app, fail, load_rules
 from pointsman.config.table import RoutingTable
 from pointsman.reporting.replaying import MEANING, Line, Replay
+from pointsman.telemetry.amounts import several
 from pointsman.wellformed import printable
 
 _SHOWN = 100
@@ -84,7 +85,8 @@ def _print(tried: Replay, skipped: int, *, as_json: bool) -> None:
         summed = {"requests": tried.total, "skipped": skipped, **counted, "lines": lines}
         typer.echo(json.dumps(summed, indent=2))
         return
-    typer.echo(f"{tried.total} requests{f', {skipped} other flows' if skipped else ''}")
+    others = [several(skipped, "other flow")] if skipped else []
+    typer.echo(", ".join([several(tried.total, "request"), *others]))
     for outcome, meaning in MEANING.items():
         if count := tried.outcomes[outcome]:
             typer.echo(f"  {count:>7}  {outcome}: {meaning}")

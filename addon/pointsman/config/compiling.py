@@ -319,28 +319,25 @@ def _excluded(match: Match, instance: Instance) -> str | None:
     return None
 
 
-_PRESENT = "present"
-
 # Whose values may be keys.
 _SECRET_HEADERS = CREDENTIAL_HEADERS | {"cookie"}
 
 
 def _condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
-    condition = _told_condition(kind, name, match)
-    if kind != "header" or name.lower() not in _SECRET_HEADERS or condition.text == _PRESENT:
-        return condition
-    return replace(condition, text=f"{condition.text.partition(' ')[0]} a value that is not shown")
+    secret = kind == "header" and name.lower() in _SECRET_HEADERS
 
+    def made(test: Callable[[str], bool], met: str, unmet: str, wanted: str) -> Condition:
+        shown = "a value that is not shown" if secret else wanted
+        return Condition(kind, name, test, f"{met} {shown}", f"{unmet} {shown}")
 
-def _told_condition(kind: _Kind, name: str, match: StringMatch) -> Condition:
     if match.exact is not None:
-        return Condition(kind, name, match.exact.__eq__, f"= {match.exact}")
+        return made(match.exact.__eq__, "=", "is not", match.exact)
     if match.prefix is not None:
         prefix = match.prefix
-        return Condition(kind, name, lambda v: v.startswith(prefix), f"starts with {prefix}")
+        return made(lambda v: v.startswith(prefix), "starts with", "does not start with", prefix)
     if match.regex is not None:
-        return Condition(kind, name, _full_match(match.regex), f"matches {match.regex}")
-    return Condition(kind, name, lambda _: True, _PRESENT)
+        return made(_full_match(match.regex), "matches", "does not match", match.regex)
+    return Condition(kind, name, lambda _: True, "present")
 
 
 def _full_match(pattern: str) -> Callable[[str], bool]:

@@ -112,13 +112,15 @@ class Condition:
     """One ANDed part of a match.
 
     `kind` says what is looked at, `name` which one (of headers); `test` takes the value. Present
-    means that the value exists. `text` is the condition as a reader wants it: `= subscriber`.
+    means that the value exists. `text` is the condition as a reader wants it, `= subscriber`, and
+    `unmet` what is said of another value, `is not subscriber`.
     """
 
     kind: Literal["header", "path", "method", "model"]
     name: str
     test: Callable[[str], bool]
     text: str
+    unmet: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,9 @@ class Commands:
         providers = sorted({t.provider for t in self._router.table.targets()})
         hosts = {t.host for t in self._router.table.targets()}
         if provider not in providers and provider not in hosts:
-            meant = did_you_mean(provider, providers)
+            meant = did_you_mean(provider, providers) or "."
             raise exceptions.CommandError(
-                f"no rule names the provider {provider}{meant}; there are {', '.join(providers)}"
+                f"no rule names the provider {provider}{meant} There are: {', '.join(providers)}"
             )
         task = asyncio.get_running_loop().create_task(replay_via(self._router, original, provider))
         self._replays.add(task)

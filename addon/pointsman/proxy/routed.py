@@ -27,7 +27,7 @@ from pointsman.errors import (
     NoTargetError,
     RequestError,
 )
-from pointsman.protocols import detect
+from pointsman.protocols import Api, detect
 from pointsman.protocols.errors import error_body
 from pointsman.proxy.answer import SUCCESS, Answer
 from pointsman.proxy.claiming import port_of
@@ -95,22 +95,22 @@ class RoutedRequest:
         self._route = route
         self._host = host
         request = flow.request
-        self._api = detect(request.method, request.path)
+        self._api: Api | None = None
         peer = flow.client_conn.peername
         self.exchange = Exchange(
             request_id=_request_id(flow),
             host=host,
             method=request.method,
-            path=request.path.partition("?")[0],
+            path="",
             client=url.hostport("", peer[0], peer[1]) if peer else None,
             started=time.perf_counter(),
             workload=router.workload,
             namespace=router.namespace,
             route=route.name,
             route_host=route.host,
-            api=self._api.name if self._api else None,
             replay=bool(flow.is_replay),
         )
+        self._read_line()
         self._said = Kept(router.capture) if router.capture else None
         if router.tracing is not None:
             headers = request.headers
@@ -132,6 +132,13 @@ class RoutedRequest:
         router.opened(self._client, self)
 
     # --- the request ------------------------------------------------------------------------------
+
+    def _read_line(self) -> None:
+        """Record what is asked for, as it stands on the flow."""
+        request, exchange = self.flow.request, self.exchange
+        exchange.method, exchange.path = request.method, request.path.partition("?")[0]
+        self._api = detect(request.method, request.path)
+        exchange.api = self._api.name if self._api else None
 
     def mask_credentials(self) -> None:
         """Put masks in the place of the client's keys; the wire gets the keys.
@@ -199,6 +206,7 @@ class RoutedRequest:
         self.decision = self._progress = exchange.decision = None
         exchange.rule = exchange.provider = exchange.provider_host = None
         exchange.flags.clear()  # there are none but the decision's yet
+        self._read_line()
         return self.decide()
 
     def _as_shown(self) -> tuple[object, ...]:
@@ -679,9 +687,10 @@ class RoutedRequest:
         steps: list[Callable[[], None]] = [
             partial(self._account, source),
             self._keep,
-            self._show,
             self._tell_what_was_said,
-            partial(self._emit, now),
+            partial(self._time_close, now),
+            self._show,
+            self._emit,
         ]
         for step in steps:
             try:
@@ -723,8 +732,11 @@ class RoutedRequest:
         elif not whole:
             self._router.health.abandoned(target, now)
 
-    def _emit(self, ended: float) -> None:
+    def _time_close(self, ended: float) -> None:
+        """Count the time since the end as ours; showing and telling it is past counting."""
         self.exchange.overhead += time.perf_counter() - ended
+
+    def _emit(self) -> None:
         self._router.sinks.emit(self.exchange)
         content, self.exchange.content = self.exchange.content, None
         if content is not None:

@@ -118,7 +118,10 @@ class Showing:
             "llm_error": exchange.error,
             "llm_attempts": str(attempts) if attempts else None,
         }
-        shown.metadata |= {name: line(value, _MAX_VALUE) for name, value in values.items() if value}
+        for name, value in values.items():
+            shown.metadata.pop(name, None)  # of a decision that was made before an edit
+            if value:
+                shown.metadata[name] = line(value, _MAX_VALUE)
         if self.full:
             rewritten = self._rewritten
             shown.metadata[WAY] = way_of(

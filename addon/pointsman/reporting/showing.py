@@ -266,21 +266,37 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 92rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
+/* A shadow where there is more, as some systems hide scrollbars; what scrolls along covers it. */
+.wide { overflow-x: auto; background:
+  linear-gradient(to right, Canvas 50%, transparent) left / 2rem 100% no-repeat local,
+  linear-gradient(to left, Canvas 50%, transparent) right / 2rem 100% no-repeat local,
+  linear-gradient(to right, #888a, transparent) left / .6rem 100% no-repeat,
+  linear-gradient(to left, #888a, transparent) right / .6rem 100% no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { font-weight: 500; opacity: .7; } .text { text-align: left; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { font-size: .93em; }
+th { font-weight: 500; opacity: .7; }
+.text { text-align: left; max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
 .bar { display: flex; align-items: center; gap: .6rem; margin: .2rem 0; }
 .bar span:first-child { flex: 0 0 22rem; overflow: hidden; text-overflow: ellipsis; }
 .bar span:last-child { flex: 0 0 12rem; text-align: right; }
-.track { flex: 1; background: var(--soft); height: 1rem; position: relative; }
+.track { flex: 1; min-width: 6rem; background: var(--soft); height: 1rem; position: relative; }
 .track b, .track i { position: absolute; top: 0; height: 100%; }
 .track i { width: 2px; background: currentColor; }
 .legend { display: flex; flex-wrap: wrap; gap: 1rem; margin: .4rem 0; }
 .legend b { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
+.chart { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: .1rem .5rem; }
+.chart p { display: flex; justify-content: space-between; margin: 0; opacity: .7; }
+.chart p:first-child { flex-direction: column; text-align: right; line-height: 1; }
+.chart p:last-child { grid-column: 2; flex-wrap: wrap; gap: 0 1rem; }
 svg { width: 100%; height: 10rem; background: var(--soft); }
 p.note { opacity: .7; margin: .2rem 0; }
-@media (max-width: 40rem) { .bar span:first-child { flex-basis: 9rem; } }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; }
+  .bar { flex-wrap: wrap; gap: 0 .6rem; margin: .5rem 0; }
+  .bar span:first-child { flex-basis: 100%; }
+  .bar span:last-child { flex-basis: auto; }
+}
 """
 
 
@@ -315,7 +331,9 @@ def _html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{' class=text' if place < texts else ''}>{escape(value)}</{tag}>"
+            f'<{tag} class=text title="{escape(value)}">{escape(value)}</{tag}>'
+            if place < texts
+            else f"<{tag}>{escape(value)}</{tag}>"
             for place, value in enumerate(map(printable, values))
         )
 
@@ -364,33 +382,51 @@ def _bar(name: str, bar: str, value: str) -> str:
 
 
 def _timeline(report: Report) -> str:
+    """Draw the requests over time, those of a provider above those of the next."""
     steps, step = report.timeline.steps, report.timeline.step
     if not steps:
         return ""
-    total: Counter[str] = Counter()
-    for counts in steps.values():
-        total.update(counts)
-    names = [name for name, _ in total.most_common(len(_COLOURS))]
     first, last = min(steps), max(steps)
-    columns = (last - first) // step + 1
     highest = max(counts.total() for counts in steps.values())
+    layers = _layers(steps.values())
     bars = []
     for start, counts in sorted(steps.items()):
-        top = float(highest)
-        for place, name in enumerate(names):
-            if counts[name]:
-                top -= counts[name]
+        top = highest
+        for (_, names), colour in zip(layers, _COLOURS, strict=False):
+            if height := sum(counts[name] for name in names):
+                top -= height
                 bars.append(
                     f'<rect x="{(start - first) // step}" y="{top}" width=".9"'
-                    f' height="{counts[name]}" fill="{_COLOURS[place]}"/>'
+                    f' height="{height}" fill="{colour}"/>'
                 )
     legend = "".join(
-        f'<span><b style="background:{_COLOURS[place]}"></b>{escape(printable(name))}</span>'
-        for place, name in enumerate(names)
+        f'<span><b style="background:{colour}"></b>{escape(printable(shown))}</span>'
+        for (shown, _), colour in zip(layers, _COLOURS, strict=False)
     )
+    ends = (datetime.fromtimestamp(moment, UTC) for moment in (first, last + step))
     return (
-        f"<h2>Requests by provider, per {step} s</h2>"
-        f'<svg viewBox="0 0 {columns} {highest}" preserveAspectRatio="none" role="img"'
-        f' aria-label="requests over time, at most {highest} in {step} s">{"".join(bars)}</svg>'
+        f"<h2>Requests by provider, per {_span(step)}</h2>"
+        f"<div class=chart><p><span>{_number(highest)}</span><span>0</span></p>"
+        f'<svg viewBox="0 0 {(last - first) // step + 1} {highest}" preserveAspectRatio="none"'
+        f' role="img" aria-label="requests over time, at most {highest} in {_span(step)}">'
+        f"{''.join(bars)}</svg>"
+        f"<p>{''.join(f'<span>{_moment(end)}</span>' for end in ends)}</p></div>"
         f"<div class=legend>{legend}</div>"
     )
+
+
+def _layers(steps: Iterable[Counter[str]]) -> list[tuple[str, list[str]]]:
+    """Return what has a colour, the busiest first, with its providers: the last has the rest."""
+    total: Counter[str] = Counter()
+    for counts in steps:
+        total.update(counts)
+    names = [name for name, _ in total.most_common()]
+    if len(names) <= len(_COLOURS):
+        return [(name, [name]) for name in names]
+    own, rest = names[: len(_COLOURS) - 1], names[len(_COLOURS) - 1 :]
+    return [*((name, [name]) for name in own), (several(len(rest), "other"), rest)]
+
+
+def _span(seconds: int) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes} min" if minutes and not rest else f"{seconds} s"

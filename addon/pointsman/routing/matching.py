@@ -67,7 +67,7 @@ def _failure(one: CompiledMatch, request: ClientRequest) -> str | None:
         if value is None:
             return f"{_subject(condition)} is absent (wanted: {condition.text})"
         if not condition.test(value):
-            return f"{_subject(condition)} is not {condition.text}"
+            return f"{_subject(condition)} {condition.unmet}"
     return None
 
 

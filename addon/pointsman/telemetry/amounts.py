@@ -1,5 +1,7 @@
 """Sums of tokens and money as people read them: unknown is never 0, and `+` means more."""
 
+import math
+
 UNKNOWN = "\N{EN DASH}"
 _LEAST = 0.000001
 # From so many dollars on, so many decimals: a small sum is not rounded away.
@@ -14,6 +16,15 @@ def dollars(value: float) -> str:
         return f"< ${_LEAST:.6f}"
     places = next(places for least, places in _DECIMALS if value >= least)
     return f"${value:,.{places}f}"
+
+
+def short_dollars(value: float) -> str:
+    """Return an amount of US dollars where room is scarce: cents, or two digits of what is less."""
+    if value == 0 or value < _LEAST:
+        return dollars(value)
+    if value >= 1:
+        return f"${value:,.2f}"
+    return f"${value:.{max(2, 1 - math.floor(math.log10(value)))}f}"
 
 
 def some(shown: str, *, known: bool, more: bool) -> str:

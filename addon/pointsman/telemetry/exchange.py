@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pointsman.protocols.usage import Usage
+from pointsman.telemetry.amounts import short_dollars, some
 from pointsman.telemetry.chunks import ChunkTimes
 from pointsman.telemetry.content import Content
 from pointsman.wellformed import well_formed
@@ -240,21 +241,37 @@ def milliseconds(start: float, end: float | None) -> float | None:
 
 
 def summary(exchange: Exchange) -> str:
-    """Return the exchange in a line, as a person at a list of flows wants to read it."""
-    usage = exchange.usage or Usage()
-    model = exchange.request_model or exchange.response_model
-    parts = [" → ".join(part for part in (exchange.rule, exchange.provider) if part)]
-    if model:
-        renamed = exchange.client_model and exchange.client_model != model
-        parts.append(f"{exchange.client_model} → {model}" if renamed else model)
-    if "OB" in exchange.flags:
-        parts.append("observed only")
-    if exchange.error:
-        parts.append(exchange.error)
-    if usage.prompt_tokens is not None:
-        parts.append(f"{usage.prompt_tokens}+{usage.completion_tokens or 0} tokens")
-    if exchange.cost_usd is not None:
-        parts.append(f"${exchange.cost_usd:.6f}")
-    if (duration := milliseconds(exchange.started, exchange.ended)) is not None:
-        parts.append(f"{duration:.0f} ms")
-    return " · ".join(part for part in parts if part)
+    """Return the exchange in a line, as a person at a list of flows wants to read it.
+
+    What answered and what it used come first, and are short: mitmweb's column has room for some
+    twenty letters.
+    """
+    parts = [
+        exchange.provider,
+        exchange.error,
+        "observed only" if exchange.observed else None,
+        _tokens(exchange.usage or Usage()),
+        None if exchange.cost_usd is None else short_dollars(exchange.cost_usd),
+        _models(exchange),
+        None if exchange.ended is None else _took(exchange.ended - exchange.started),
+    ]
+    told = " · ".join(part for part in parts if part)
+    return f"{told} ← {exchange.rule}".lstrip() if exchange.rule else told
+
+
+def _tokens(usage: Usage) -> str | None:
+    counts = (usage.prompt_tokens, usage.completion_tokens)
+    known = [count for count in counts if count is not None]
+    total = sum(known) if usage.total_tokens is None else usage.total_tokens
+    if not known and usage.total_tokens is None:
+        return None
+    return f"{some(str(total), known=True, more=usage.total_tokens is None)} tok"
+
+
+def _models(exchange: Exchange) -> str | None:
+    asked, called = exchange.client_model, exchange.request_model or exchange.response_model
+    return f"{asked} → {called}" if asked and called and asked != called else called
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

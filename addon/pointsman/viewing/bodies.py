@@ -347,7 +347,7 @@ def _read(data: bytes, api: Api, view: _View, *, event_stream: bool) -> _Read:
         return _Read(body, reader)
     # A stream that is one JSON array; of a broken one, the whole objects.
     chunks = body if isinstance(body, list) else gemini.array(data[:MAX_STREAM])
-    said = f"{len(chunks):,} objects" + ("" if chunks is body else ", cut short")
+    said = several(len(chunks), "object") + ("" if chunks is body else ", cut short")
     return _Read(gemini.merge(chunks), reader, said)
 
 
@@ -386,7 +386,7 @@ def _events(data: bytes) -> list[Event]:
 
 
 def _stream(events: list[Event], end: int, whole: int, reader: Reader) -> str:
-    said = f"{len(events):,} events"
+    said = several(len(events), "event")
     if end < whole:
         said += f" in the first {size(end)} of {size(whole)}, put together"
     elif not (reader.complete or reader.failed):

@@ -6,6 +6,7 @@ from typing import Any
 from pointsman.protocols.openai_folding import Folder, FoldError
 from pointsman.protocols.reader import mapping, objects, text
 from pointsman.protocols.sse import Event
+from pointsman.telemetry.amounts import several
 from pointsman.viewing.messages import (
     Conversation,
     Message,
@@ -172,8 +173,8 @@ def embedding_answer(body: dict[str, Any]) -> list[Message]:
             dimensions = len(numbers)
         case _:
             dimensions = 0
-    many = "1 vector" if len(vectors) == 1 else f"{len(vectors):,} vectors"
-    return [Message("embeddings", [f"{many} of {dimensions:,} dimensions"])]
+    many = several(len(vectors), "vector")
+    return [Message("embeddings", [f"{many} of {several(dimensions, 'dimension')}"])]
 
 
 def fold_chat(events: Iterable[Event]) -> Any:

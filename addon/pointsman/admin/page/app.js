@@ -1,10 +1,10 @@
 // The page: what the proxy tells, put in its places.
 
-import { Charts } from "./charts.js";
+import { Charts, palette } from "./charts.js";
 import { h } from "./dom.js";
 import { Exchanges } from "./exchanges.js";
 import { listen } from "./feed.js";
-import { showConnection, showModels, showProxy, showRules, showTotals } from "./panels.js";
+import { requestsByProvider, showConnection, showModels, showProxy, showRules, showTotals } from "./panels.js";
 import { State } from "./state.js";
 
 const state = new State();
@@ -33,6 +33,7 @@ function example(options) {
 
 function showAll() {
   const { live } = state;
+  palette.rank(requestsByProvider(live));
   showProxy(live, config, state.now());
   showTotals(live);
   showRules(live, config);

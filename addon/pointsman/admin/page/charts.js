@@ -22,20 +22,36 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => (dark.matches ? "dark" : "light");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** The colours of providers: each keeps its own while the page is open. */
+/** The colours of providers: the busiest have one, and keep it until another is twice as busy. */
 class Palette {
   constructor() {
     this.places = new Map();
   }
 
+  /** Take in how many requests each provider has had: a map. */
+  rank(requests) {
+    const busy = (name) => requests.get(name) ?? 0;
+    const byRequests = [...requests.keys()].filter((name) => name !== "" && busy(name))
+      .sort((a, b) => busy(b) - busy(a));
+    for (const name of byRequests.slice(0, MOST)) {
+      if (this.places.has(name)) continue;
+      let place = this.places.size;
+      if (place === MOST) {
+        const [least] = [...this.places.keys()].sort((a, b) => busy(a) - busy(b));
+        if (busy(name) < 2 * busy(least)) continue;
+        place = this.places.get(least);
+        this.places.delete(least);
+      }
+      this.places.set(name, place);
+    }
+  }
+
   of(provider) {
-    if (provider === "") return OTHERS[theme()];
-    if (!this.places.has(provider)) this.places.set(provider, this.places.size);
     return COLORS[theme()][this.places.get(provider)] ?? OTHERS[theme()];
   }
 
   has(provider) {
-    return provider !== "" && (this.places.get(provider) ?? this.places.size) < MOST;
+    return this.places.has(provider);
   }
 }
 
@@ -179,7 +195,7 @@ export class Charts {
 
   drawRequests(starts, slots, length, end) {
     const names = new Set(slots.flatMap((slot) => (slot ? Object.keys(slot.providers) : [])));
-    const own = [...names].filter((name) => palette.of(name) && palette.has(name)).sort();
+    const own = [...names].filter((name) => palette.has(name)).sort();
     const groups = own.map((name) => [name, (providers) => countOf(providers, name)]);
     const rest = [...names].filter((name) => name !== "" && !palette.has(name));
     if (rest.length) {

@@ -263,6 +263,15 @@ function targetRow(rule, target, chosen) {
 
 // --- providers and models -------------------------------------------------------------------------
 
+/** How many requests each provider has had. */
+export function requestsByProvider(live) {
+  const sums = new Map();
+  for (const { provider, requests } of live.models.values()) {
+    sums.set(provider, (sums.get(provider) ?? 0) + requests);
+  }
+  return sums;
+}
+
 const WORST = ["healthy", "probing", "ejected"];
 
 export function showModels(live) {
