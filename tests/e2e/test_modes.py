@@ -191,7 +191,7 @@ def test_mitmweb_shows_the_decision_and_no_key(
         eventually(finished, what="two finished flows")
         flows = api.get("/flows")
         for flow in flows.json():
-            assert "default → openai · m · 2+" in flow["comment"]
+            assert "openai · 11 tok · m · " in flow["comment"]
             body = api.get(f"/flows/{flow['id']}/response/content.data").content
             assert b"there" in body
         dump = api.get("/flows/dump").content
