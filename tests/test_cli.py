@@ -119,7 +119,7 @@ def test_explain_goes_rule_by_rule_and_masks_the_key(rules: Path) -> None:
         "POST https://east.test/v1/chat/completions",
         "→ west (25%)",
         "POST https://west.test:8443/api/chat/completions",
-        "authorization: Bearer …1234",
+        "authorization: Bearer ...1234",
         'body model: "gpt-4" → "east-1"',
     ):
         assert expected in result.output

@@ -91,7 +91,7 @@ def test_everything_that_decides_is_shown(tmp_path: Path) -> None:
     assert far["call"] == {
         "model": "m",
         "modelMapping": {"gpt-4*": "m"},
-        "headers": {"x-secret": f"…{HEADER[-4:]}"},
+        "headers": {"x-secret": f"...{HEADER[-4:]}"},
         "params": {"set": {"temperature": 0}, "default": {"top_p": 1}},
     }
     assert (near["weight"], near["priority"]) == (1, 1)
@@ -139,11 +139,11 @@ def test_a_key_is_shown_by_its_end_its_file_and_what_is_wrong(
 ) -> None:
     monkeypatch.setattr("pointsman.config.credentials._RECHECK", 0.0)
     assert show_key(None) == {}
-    assert show_key(Literal(KEY)) == {"key": f"…{KEY[-4:]}"}
+    assert show_key(Literal(KEY)) == {"key": f"...{KEY[-4:]}"}
     file = tmp_path / "key"
     file.write_text(KEY)
     credential = KeyFile(file)
-    assert show_key(credential) == {"key": f"…{KEY[-4:]}", "keyFile": str(file)}
+    assert show_key(credential) == {"key": f"...{KEY[-4:]}", "keyFile": str(file)}
     file.unlink()
     gone = show_key(credential)
     assert gone["key"] is None

@@ -79,9 +79,9 @@ def test_what_may_be_a_key_is_not_told_as_a_variables_name(name: str) -> None:
 
 
 def test_a_mask_tells_keys_apart_and_gives_none_away() -> None:
-    assert mask(KEY) == "…cdef"
-    assert mask("short-key") == "…"
-    assert mask("") == "…"
+    assert mask(KEY) == "...cdef"
+    assert mask("short-key") == "..."
+    assert mask("") == "..."
 
 
 def test_a_key_never_prints(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_an_answer_that_is_no_chat_is_shown_as_it_is(body: bytes) -> None:
 
 
 def test_a_key_is_shown_by_its_end() -> None:
-    assert mask("sk-dashscope-1234") == "…1234"
+    assert mask("sk-dashscope-1234") == "...1234"
     assert mask("") == "none"
 
 

@@ -113,8 +113,8 @@ def test_the_live_table_is_shown_without_keys(proxy: Proxy, rules: Path) -> None
     assert [target["provider"] for target in subscribers["targets"]] == ["openai", "moonshot"]
     (target,) = others["targets"]
     assert target["state"] == "healthy"
-    assert target["key"] == f"…{KEYS['OPENAI_API_KEY'][-4:]}"
-    assert target["call"] == {"model": "m", "headers": {"x-secret": f"…{HEADER[-4:]}"}}
+    assert target["key"] == f"...{KEYS['OPENAI_API_KEY'][-4:]}"
+    assert target["call"] == {"model": "m", "headers": {"x-secret": f"...{HEADER[-4:]}"}}
 
 
 def test_a_refused_reload_is_shown_until_it_is_mended(proxy: Proxy, rules: Path) -> None:

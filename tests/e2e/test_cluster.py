@@ -118,17 +118,17 @@ def test_objects_of_the_cluster_route_requests_and_changes_are_live(
 ) -> None:
     cluster.apply(by("old", openai), llm_route("r", "llm.test", to("api.openai.com")))
     proxy = start()
-    assert proxy.printed.count("rules live from kubernetes:: 1 providers, 1 routes") == 1
+    assert proxy.printed.count("rules live from kubernetes:: 1 provider, 1 route") == 1
     assert "HTTP Request" not in proxy.printed  # what the client of the API server logs
     assert model_now(proxy) == "old"
     cluster.apply(by("new", openai))
     eventually(lambda: model_now(proxy) == "new", what="the new model")
     cluster.apply(llm_route("s", "other.test", to("api.openai.com")), namespace="shop")
-    proxy.says("1 providers, 2 routes")
+    proxy.says("1 provider, 2 routes")
     assert ask(proxy, "http://other.test").status_code == 200
     assert_entry(proxy.entry(), route="s", provider="openai", request_model="new")
     cluster.delete("LLMRoute", "s", "shop")
-    proxy.out.wait(lambda lines: "1 providers, 1 routes" in lines[-1], "one route less")
+    proxy.out.wait(lambda lines: "1 provider, 1 route" in lines[-1], "one route less")
 
 
 def test_the_fault_of_one_is_told_to_it_and_holds_no_one_up(
@@ -320,7 +320,7 @@ def test_only_a_refused_object_is_a_refusal(start: Start, cluster: Cluster, open
     cluster.cut()
     eventually(lambda: get(proxy, "/config").json()["outdated"], what="a watch that fails")
     cluster.apply(llm_route("s", "other.test", to("api.openai.com")))
-    proxy.says("1 providers, 2 routes")
+    proxy.says("1 provider, 2 routes")
     assert not has_refused(proxy)
     cluster.apply(llm_route("s", "other.test", {**to("api.openai.com"), "wait": 5}))
     eventually(lambda: has_refused(proxy), what="a refused object")

@@ -182,7 +182,7 @@ def test_a_change_of_the_rules_waits_for_no_key(stage: Stage, tmp_path: Path) ->
         stage.second.manifest(configs=second),
         llm_route("other", "other.test", to("second.example")),
     )
-    stage.proxy.says("2 providers, 1 routes")
+    stage.proxy.says("2 providers, 1 route")
     stage.proxy.says(f"the key file {stage.keys / 'late'} can't be read")
     assert said(stage.ask("other.test")).startswith("This is second")
     assert_refused(stage.ask(), 503, "no_key")

@@ -524,6 +524,26 @@ def test_the_busiest_providers_have_the_colours(
     assert color_of(swatches[0]) in coloured
 
 
+def test_one_request_is_told_in_the_singular(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path, shown: Callable[[str], Page]
+) -> None:
+    far_end = {**openai.far_end(), "tls": {"insecureSkipVerify": True}}
+    rules = write_rules(
+        tmp_path / "rules",
+        llm_provider("far", "far.example", **far_end),
+        llm_route("front", "front.test", to("far.example")),
+    )
+    proxy = start_proxy(rules, *ADMIN)
+    page = shown(proxy.admin)
+    page.set_viewport_size({"width": 390, "height": 900})
+    requests = page.locator('#models .model [data-is="requests"]')
+    for unit in ("request", "requests"):
+        with proxy.client() as client:
+            client.post("http://front.test/v1/chat/completions", json=chat(model="m"))
+        expect(requests).to_have_attribute("data-unit", unit)
+        proxy.logged(1)
+
+
 def swatch(page: Page, provider: str) -> Locator:
     return page.locator(f'#models .provider[data-provider="{provider}"] .swatch')
 

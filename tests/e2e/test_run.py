@@ -57,7 +57,7 @@ def test_standard_error_tells_that_it_has_started_and_standard_output_has_json_a
         told = "pointsman: HTTP(S) proxy listening at "
         at = proxy.err.wait(lambda lines: [each for each in lines if each.startswith(told)], told)
         port = at[0].strip().rstrip(".").rpartition(":")[2]
-        assert f"pointsman: rules live from {rules}: 1 providers, 0 routes\n" in proxy.err.lines()
+        assert f"pointsman: rules live from {rules}: 1 provider, 0 routes\n" in proxy.err.lines()
         with httpx.Client(proxy=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
             assert said(client.post("http://api.openai.com", json=chat(model="m")))
         proxy.out.wait(lambda lines: lines, "a line of the access log")

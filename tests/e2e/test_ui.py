@@ -110,7 +110,7 @@ def test_calls_are_shown_with_their_way(web: Web, openai: Far, moonshot: Far, ht
         {"✓ everyone": "it has no matches, so it takes every request"}
     ]
     headers = request["route"]["rewritten"]["headers"]
-    assert headers == {"authorization": f"Bearer …7d21 → Bearer …{KEYS['OPENAI_API_KEY'][-4:]}"}
+    assert headers == {"authorization": f"Bearer ...7d21 → Bearer ...{KEYS['OPENAI_API_KEY'][-4:]}"}
     answer = shown(web, plain, "response")
     assert answer["usage"]["prompt"] == 2
     assert answer["finish"] == "stop"
@@ -186,6 +186,17 @@ def test_what_mitmdump_has_saved_is_shown_by_mitmweb(
     assert shown(web, plain, "response")["usage"]["prompt"] == 2
     assert shown(web, moved, "request")["route"]["outcome"] == "failed-over"
     assert shown(web, moved, "response")["answer"][0]["assistant"]
+
+
+def test_what_mitmdump_prints_of_a_flow_shows_the_mask_as_it_is(
+    start_proxy: StartProxy, rules: Path
+) -> None:
+    dump = start_proxy(rules, "--set", "flow_detail=2")
+    with dump.client(headers={"authorization": f"Bearer {OWN}"}) as client:
+        assert said(client.post(URL, json=chat(model="m")))
+    dump.logged(1)
+    dump.says("authorization: ...7d21")
+    assert OWN not in dump.printed
 
 
 def test_what_is_saved_is_chosen_by_the_decision(

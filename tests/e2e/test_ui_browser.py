@@ -201,7 +201,7 @@ def test_the_request_shows_its_way_and_its_conversation(ui: Page) -> None:
         "- 1 dashscope: status 503",
         "- 2 moonshot: status 200",
         "host: api.openai.com → api.moonshot.cn",
-        "authorization: Bearer …7d21 → Bearer …88b2",
+        "authorization: Bearer ...7d21 → Bearer ...88b2",
         "model: gpt-4o → moonshot-v1-8k",
         "get_weather(city, at?): The weather of a city",
         "Would you walk this path tomorrow?",

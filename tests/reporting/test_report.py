@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -328,6 +328,7 @@ def test_the_chart_of_a_page_has_numbers_and_leaves_no_provider_out(
     assert len(re.findall(r"<span>[0-9-]{10} [0-9:]{8}Z</span>", chart)) == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=0.01, max_value=1e7), min_size=1, max_size=200))
 def test_a_quantile_is_right_within_its_bucket(values: list[float]) -> None:
     durations = Durations()
@@ -337,6 +338,7 @@ def test_a_quantile_is_right_within_its_bucket(values: list[float]) -> None:
     assert durations.quantile(0.5) == pytest.approx(exact, rel=0.026)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(min_value=0, max_value=10**8), min_size=1, max_size=100))
 def test_the_timeline_loses_nothing_and_is_bounded(seconds: list[int]) -> None:
     report, start = Report(), datetime(2026, 1, 1, tzinfo=UTC)

@@ -56,12 +56,12 @@ def test_scheme_host_port_path_headers_and_body_are_compared() -> None:
         Change("scheme", "http", "https"),
         Change("host", "llm.test", "p.test"),
         Change("port", "80", "443"),
-        Change("path", "/v1/chat/completions?key=…cafe&x=1", "/api/chat/completions?x=1"),
+        Change("path", "/v1/chat/completions?key=...cafe&x=1", "/api/chat/completions?x=1"),
     ]
     assert header_changes(REQUEST, outgoing) == [
-        Change("authorization", "Bearer …cafe", "Bearer …f00d"),
-        Change("cookie", "…cafe", None),
-        Change("x-new", None, "…6789"),
+        Change("authorization", "Bearer ...cafe", "Bearer ...f00d"),
+        Change("cookie", "...cafe", None),
+        Change("x-new", None, "...6789"),
     ]
     assert body_changes(REQUEST, outgoing) == [
         BodyChange("model", '"gpt-4o"', '"qwen"'),

@@ -1,6 +1,6 @@
 import pytest
 
-from pointsman.telemetry.amounts import short_dollars
+from pointsman.telemetry.amounts import several, short_dollars
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,10 @@ from pointsman.telemetry.amounts import short_dollars
 )
 def test_a_short_amount_keeps_two_digits(value: float, shown: str) -> None:
     assert short_dollars(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, "0 lines"), (1, "1 line"), (2, "2 lines"), (12345, "12 345 lines")]
+)
+def test_one_is_told_in_the_singular(count: int, told: str) -> None:
+    assert several(count, "line") == told

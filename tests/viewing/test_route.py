@@ -87,7 +87,10 @@ def test_the_section_tells_everything_in_words() -> None:
         FULL,
         SHARES,
         place=[Change("scheme", "http", "https"), Change("host", "llm.test", "b.test")],
-        headers=[Change("authorization", "Bearer …cafe", "Bearer …f00d"), Change("x", None, "1")],
+        headers=[
+            Change("authorization", "Bearer ...cafe", "Bearer ...f00d"),
+            Change("x", None, "1"),
+        ],
         body=[BodyChange("model", '"gpt-4o"', '"qwen"'), BodyChange("stream_options", "{}", None)],
     )
     found = read(way)
@@ -106,7 +109,7 @@ def test_the_section_tells_everything_in_words() -> None:
         "rewritten": {
             "scheme": "http → https",
             "host": "llm.test → b.test",
-            "headers": {"authorization": "Bearer …cafe → Bearer …f00d", "x": "(absent) → 1"},
+            "headers": {"authorization": "Bearer ...cafe → Bearer ...f00d", "x": "(absent) → 1"},
             "body": {"model": "gpt-4o → qwen", "stream_options": "{} → (removed)"},
         },
         "first token": "after 750 ms",

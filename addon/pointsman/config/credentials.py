@@ -57,8 +57,11 @@ class CredentialError(ValueError):
 
 
 def mask(secret: str) -> str:
-    """Show that there is a key, and enough of a long one to tell it from another."""
-    return f"…{secret[-_SHOWN:]}" if len(secret) >= _LONG_ENOUGH_TO_SHOW else "…"
+    """Show that there is a key, and enough of a long one to tell it from another.
+
+    The dots are ASCII: masks stand in headers of flows, where mitmproxy shows other bytes escaped.
+    """
+    return f"...{secret[-_SHOWN:]}" if len(secret) >= _LONG_ENOUGH_TO_SHOW else "..."
 
 
 class KeyUnavailableError(CredentialError):

@@ -36,7 +36,7 @@ class Taken:
 
 def mask(key: str) -> str:
     """Return the end of a key, enough to tell two apart."""
-    return f"…{key[-KEY_CHARACTERS:]}" if key else "none"
+    return f"...{key[-KEY_CHARACTERS:]}" if key else "none"
 
 
 def money(usd: float) -> str:

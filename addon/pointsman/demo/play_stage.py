@@ -39,7 +39,7 @@ KEYS = "each refuses every key but its own, made up just now"
 ADDED = "to the embedded providers"
 
 _LISTENING = re.compile(r"[Pp]roxy listening at \S*?:(\d+)")
-_LIVE = re.compile(r"rules live from .*?: (\d+) providers, (\d+) routes")
+_LIVE = re.compile(r"rules live from .*?: (\d+) providers?, (\d+) routes?")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ from pointsman.proxy.rules import CLUSTER, Rules, rules_of
 from pointsman.proxy.upstream_tls import OPTIONS as TLS_OPTIONS
 from pointsman.proxy.upstream_tls import trust_of
 from pointsman.telemetry.access_log import AccessLog
+from pointsman.telemetry.amounts import several
 from pointsman.telemetry.cost import load_prices
 
 logger = logging.getLogger(__name__)
@@ -292,10 +293,10 @@ class Pointsman:
             )
         skipped = f"; skipped: {', '.join(loaded.skipped)}" if loaded.skipped else ""
         logger.info(
-            "rules live from %s: %d providers, %d routes%s",
+            "rules live from %s: %s, %s%s",
             self._rules,
-            len(loaded.providers),
-            len(loaded.routes),
+            several(len(loaded.providers), "provider"),
+            several(len(loaded.routes), "route"),
             skipped,
         )
         if any(fault.kind == "refused" for fault in self._faults()):

@@ -278,7 +278,7 @@ th, td { font-size: .93em; }
 th { font-weight: 500; opacity: .7; }
 .text { text-align: left; max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
 .bar { display: flex; align-items: center; gap: .6rem; margin: .2rem 0; }
-.bar span:first-child { flex: 0 0 22rem; overflow: hidden; text-overflow: ellipsis; }
+.bar span:first-child { flex: 0 0 min(22rem, 30%); overflow: hidden; text-overflow: ellipsis; }
 .bar span:last-child { flex: 0 0 12rem; text-align: right; }
 .track { flex: 1; min-width: 6rem; background: var(--soft); height: 1rem; position: relative; }
 .track b, .track i { position: absolute; top: 0; height: 100%; }
@@ -293,6 +293,7 @@ svg { width: 100%; height: 10rem; background: var(--soft); }
 p.note { opacity: .7; margin: .2rem 0; }
 @media (max-width: 40rem) {
   body { margin: 1rem auto; }
+  .text { max-width: 5.5rem; }
   .bar { flex-wrap: wrap; gap: 0 .6rem; margin: .5rem 0; }
   .bar span:first-child { flex-basis: 100%; }
   .bar span:last-child { flex-basis: auto; }

@@ -244,7 +244,7 @@ def summary(exchange: Exchange) -> str:
     """Return the exchange in a line, as a person at a list of flows wants to read it.
 
     What answered and what it used come first, and are short: mitmweb's column has room for some
-    twenty letters.
+    fifteen letters.
     """
     parts = [
         exchange.provider,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pointsman.protocols.reader import mapping, objects, text
 from pointsman.protocols.sse import Event
+from pointsman.telemetry.amounts import several
 from pointsman.viewing.messages import (
     Conversation,
     Message,
@@ -113,7 +114,7 @@ def answer(body: dict[str, Any]) -> list[Message]:
     if blocked := mapping(body.get("promptFeedback")).get("blockReason"):
         messages.append(Message("blocked", [line(str(blocked))]))
     if isinstance(values := mapping(body.get("embedding")).get("values"), list):
-        messages.append(Message("embeddings", [f"1 vector of {len(values):,} dimensions"]))
+        messages.append(Message("embeddings", [f"1 vector of {several(len(values), 'dimension')}"]))
     return messages
 
 

@@ -17,6 +17,12 @@ export function count(value) {
 /** The whole number, for a tooltip. */
 export const exact = (value) => (unknown(value) ? UNKNOWN : plain.format(value));
 
+/** What is counted, in the singular where it is one. */
+export const noun = (n, what, many = `${what}s`) => (n === 1 ? what : many);
+
+/** 1 → "1 host", 2 → "2 hosts". */
+export const several = (n, what) => `${exact(n)} ${noun(n, what)}`;
+
 /** US dollars; small sums with more places. */
 export function money(value) {
   if (unknown(value)) return UNKNOWN;

@@ -1,7 +1,7 @@
 // What stands above the list: the state of the proxy, totals, rules, providers and models.
 
 import { h, show } from "./dom.js";
-import { ago, count, duration, exact, moment, money, percent } from "./format.js";
+import { ago, count, duration, exact, moment, money, noun, percent, several } from "./format.js";
 import { quantile, together } from "./state.js";
 import { palette } from "./charts.js";
 
@@ -51,7 +51,7 @@ export function showProxy(live, config, now) {
   const wanted = live.processes_wanted ?? live.processes;
   const processes = wanted === live.processes ? String(wanted) : `${live.processes} of ${wanted}`;
   show(byId("about"), [
-    h("span", { id: "processes" }, `${processes} ${wanted === 1 ? "process" : "processes"}`),
+    h("span", { id: "processes" }, `${processes} ${noun(wanted, "process", "processes")}`),
     config?.liveSince && h("span", { title: moment(Date.parse(config.liveSince) / 1000) },
       "rules from ", h("code", {}, config.rules), ` live since ${ago(Date.parse(config.liveSince) / 1000, now)}`),
     config?.version && h("span", {}, `version ${config.version}`),
@@ -102,7 +102,7 @@ const costOf = (row) => summed(row, "cost_usd", "with_cost");
 
 /** What is missing in a row's cost, in words. */
 function missing(row) {
-  const answers = (n, what) => `${exact(n)} ${n === 1 ? "answer" : "answers"} without ${what}`;
+  const answers = (n, what) => `${several(n, "answer")} without ${what}`;
   return [
     row.without_price ? answers(row.without_price, "a known price") : null,
     row.without_usage ? answers(row.without_usage, "token usage") : null,
@@ -124,7 +124,7 @@ export function showTotals(live) {
   show(byId("totals"),
     tile("Requests", number("requests", requests), [
       h("span", { "data-kind": errors ? "bad" : null }, number("errors", errors),
-        errors === 1 ? " error" : " errors", requests ? ` · ${percent(errors / requests)}` : ""),
+        ` ${noun(errors, "error")}`, requests ? ` · ${percent(errors / requests)}` : ""),
       sum.mirrored ? ` · ${exact(sum.mirrored)} mirrored` : "",
     ]),
     tile("Tokens", number("tokens", tokens === null && out === null ? null : tokens + out), [
@@ -136,7 +136,7 @@ export function showTotals(live) {
     ["by list price", ...missing(sum)].join(" · ")),
     tile("Under way", number("requests_open", live.requests_open), [
       number("streams_open", live.streams_open),
-      live.streams_open === 1 ? " stream open" : " streams open",
+      ` ${noun(live.streams_open, "stream")} open`,
     ]),
     tile("Time to first token", duration(first50), `p95 ${duration(first95)} · last 5 min`),
     tile("Overhead", duration(over50), `p95 ${duration(over95)} · last 5 min`));
@@ -189,7 +189,7 @@ export function showRules(live, config) {
   if (quiet.length) {
     const hosts = [...new Set(quiet.map((rule) => rule.route))];
     blocks.push(h("details", { class: "quiet" },
-      h("summary", {}, `${exact(hosts.length)} ${hosts.length === 1 ? "host" : "hosts"} without a route and without requests`),
+      h("summary", {}, `${several(hosts.length, "host")} without a route and without requests`),
       h("p", {}, hosts.join(" · "))));
   }
   show(byId("rules"), blocks.length ? blocks : [h("p", { class: "dim" }, "No rules are live.")]);
@@ -229,7 +229,7 @@ function ruleBlock(rule) {
 function endpointsOf({ endpoints, ejected_endpoints: ejected }) {
   if (endpoints === null) return null;
   if (endpoints === 0) return "no endpoint";
-  const all = `${exact(endpoints)} ${endpoints === 1 ? "endpoint" : "endpoints"}`;
+  const all = several(endpoints, "endpoint");
   return ejected ? `${exact(ejected)} of ${all} ejected` : all;
 }
 
@@ -295,11 +295,11 @@ export function showModels(live) {
       h("td", { class: "num", colspan: 2 }, states.has(name) ? health(states.get(name)) : "")),
     ...(models.get(name) ?? []).sort((a, b) => b.requests - a.requests).map(modelRow),
   ]);
-  const some = quiet.length === 1 ? "provider" : "providers";
+  const healthy = `${exact(quiet.length)} healthy ${noun(quiet.length, "provider")}`;
   const rest = quiet.length
     ? h("p", { class: "dim quiet" }, names.length
-      ? `and ${exact(quiet.length)} healthy ${some} without requests`
-      : `${exact(quiet.length)} healthy ${some}, without requests yet`) : null;
+      ? `and ${healthy} without requests`
+      : `${healthy}, without requests yet`) : null;
   show(byId("models"), names.length ? h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"),
       ...["Requests", "Tokens in", "Tokens out", "Cost"].map((title) => h("th", { scope: "col", class: "num" }, title)))),
@@ -313,7 +313,7 @@ function modelRow(row) {
   return h("tr", { class: "model", "data-provider": row.provider, "data-model": row.model },
     h("td", {}, row.model || h("span", { class: "dim" }, "no model"),
       more.length ? h("span", { class: "dim" }, ` ${more.join(", ")}`) : null),
-    h("td", { class: "num", "data-is": "requests", "data-unit": "requests" }, exact(row.requests)),
+    h("td", { class: "num", "data-is": "requests", "data-unit": noun(row.requests, "request") }, exact(row.requests)),
     h("td", { class: "num", "data-is": "prompt_tokens", "data-unit": "in", title: exact(tokensIn(row)) }, count(tokensIn(row))),
     h("td", { class: "num", "data-is": "completion_tokens", "data-unit": "out", title: exact(tokensOut(row)) },
       count(tokensOut(row))),
