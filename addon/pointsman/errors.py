@@ -119,6 +119,14 @@ class MisdirectedError(RequestError):
     flag = "DPE"
 
 
+class MethodNotSupportedError(RequestError):
+    """A method whose answer is the request as it came, with its headers (RFC 9110, 9.3.8)."""
+
+    status = 501
+    code = "method_not_supported"
+    flag = "DPE"
+
+
 class HostNotAllowedError(RequestError):
     """A known LLM host that no rule names, where such hosts are denied.
 

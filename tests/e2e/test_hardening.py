@@ -268,6 +268,16 @@ def test_an_odd_method_is_routed(stage: Stage, sni: str | None, method: str) -> 
 
 
 @encrypted
+@pytest.mark.parametrize("method", ["TRACE", "track"])
+def test_what_would_be_answered_by_the_key_is_refused(
+    stage: Stage, sni: str | None, method: str
+) -> None:
+    answer = ask(stage.tunnel(sni=sni), request(OURS, method=method))
+    assert_told(answer, 501, "method_not_supported")
+    assert_entry(stage.proxy.entry(), status=501, error="method_not_supported", attempts=[])
+
+
+@encrypted
 def test_a_request_without_a_host_belongs_to_its_connection(stage: Stage, sni: str | None) -> None:
     answer = ask(stage.tunnel(sni=sni), request(version="1.0"))
     assert b" 200 " in answer.partition(b"\r\n")[0]

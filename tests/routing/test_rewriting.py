@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pointsman.config.credentials import Literal
 from pointsman.config.table import CallConfig, Target, TlsSettings
+from pointsman.errors import MethodNotSupportedError
 from pointsman.routing.request import Body, ClientRequest, Headers, StreamedBody
 from pointsman.routing.rewriting import (
     Outgoing,
@@ -54,6 +55,16 @@ def sent(request: ClientRequest, *headers: tuple[bytes, bytes]) -> ClientRequest
 def header(outgoing: Outgoing | Headers, name: bytes) -> list[bytes]:
     headers = outgoing.headers if isinstance(outgoing, Outgoing) else outgoing
     return [value for found, value in headers if found.lower() == name]
+
+
+@pytest.mark.parametrize("method", ["TRACE", "trace", "TRACK"])
+def test_no_key_is_sent_where_the_answer_is_the_request(method: str) -> None:
+    asked = replace(CHAT, method=method)
+    for keyed in (target(), target(config=CallConfig(headers={"x-api-key": KEY}))):
+        with pytest.raises(MethodNotSupportedError, match=method):
+            rewrite(keyed, asked)
+    # A client's own key is its own to see.
+    assert rewrite(ACCOUNTING, asked).method == method
 
 
 # --- destination ----------------------------------------------------------------------------------

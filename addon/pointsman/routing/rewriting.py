@@ -19,7 +19,7 @@ import msgspec
 from pointsman.config import credentials
 from pointsman.config.resources import normalise_host
 from pointsman.config.table import CallConfig, Target, TlsSettings
-from pointsman.errors import ModelMissingError
+from pointsman.errors import MethodNotSupportedError, ModelMissingError
 from pointsman.protocols import CHAT, Api, detect, streams_by_path
 from pointsman.routing.request import Body, ClientRequest, Headers, text
 
@@ -42,6 +42,7 @@ HOP_BY_HOP = frozenset(
 )
 # As they are on the wire.
 CREDENTIAL_HEADERS = frozenset(name.encode() for name in credentials.CREDENTIAL_HEADERS)
+_ECHOED = frozenset({"TRACE", "TRACK"})  # methods that are answered by the request itself
 # What belongs to the account of the client's key and would contradict another's.
 _ACCOUNT_HEADERS = frozenset({b"openai-organization", b"openai-project"})
 # Gemini's clients may put their key into the query.
@@ -106,6 +107,7 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
     Raises:
         MalformedBodyError, ModelMissingError, UnsupportedEncodingError, BodyTooLargeError: a chat
             request that can't be patched.
+        MethodNotSupportedError: the answer would show the key to the client.
         CredentialError: the target's key can't be had.
     """
     same_host = normalise_host(request.host) == target.host
@@ -115,6 +117,8 @@ def rewrite(target: Target, request: ClientRequest, *, inject_usage: bool = True
     body = patched.body if patched else None
     scheme, port, address = _destination(target, request, same_host=same_host)
     set_headers = _set_headers(target.config)
+    if set_headers and request.method.upper() in _ECHOED:
+        raise MethodNotSupportedError(f"{request.method} is not sent to a provider with its key.")
     own_key = not CREDENTIAL_HEADERS.isdisjoint(set_headers)
     return Outgoing(
         method=request.method,
