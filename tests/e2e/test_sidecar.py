@@ -408,6 +408,44 @@ def test_connections_that_no_worker_has_accepted_yet_are_served_at_the_end(
     sidecar.assert_ended(0)
 
 
+def test_connections_that_wait_for_a_worker_to_start_are_served_at_the_end(
+    start_sidecar: StartSidecar, rules: Path, raw_server: Callable[..., RawServer]
+) -> None:
+    def serve(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+
+    site = raw_server(serve)
+    sidecar = start_sidecar(rules)
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_error("worker 1 was killed by SIGKILL; it starts again in 0 s")
+    eventually(lambda: sidecar.workers() != [], what="a worker that starts")
+    clients = [connect(sidecar.address) for _ in range(5)]
+    sidecar.send(signal.SIGTERM)
+    sidecar.wait_for("draining")
+    for client in clients:
+        request = f"GET http://{site.address}/ HTTP/1.1\r\nhost: {site.address}\r\n\r\n"
+        client.sendall(request.encode())
+    for client in clients:
+        assert head_lines(read_head(client))[0] == "HTTP/1.1 200 OK"
+        client.close()
+    sidecar.assert_ended(0)
+
+
+def test_who_waits_where_no_worker_is_left_is_told_of(
+    start_sidecar: StartSidecar, rules: Path, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    sidecar = start_sidecar(rules, scripts=["not_starting.py"], env={"NOT_STARTING": str(away)})
+    away.touch()
+    os.kill(sidecar.workers()[0], signal.SIGKILL)
+    sidecar.expect_errors("worker 1 ", "this worker does not start", "Error logged during startup")
+    sidecar.wait_for("worker 1 ended with status 1; it starts again in 2 s")
+    sidecar.send(signal.SIGTERM)
+    sidecar.expect_error("no worker is there to serve the connections that wait")
+    sidecar.assert_ended(1)
+
+
 def test_a_soft_drain_outlives_a_worker(
     start_sidecar: StartSidecar, rules: Path, openai: Far
 ) -> None:

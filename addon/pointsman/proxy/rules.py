@@ -125,13 +125,13 @@ class FileRules:
         """Return the rules as they are, or those that were last good. Raises LoadError."""
         # Before they are read: what changes while they are is found by the watch.
         self._seen = fingerprint(self._path)
-        before = self._last_good()
-        self._has_some = before is not None and _has_some(before)
         try:
-            loaded = self._load_again()
+            loaded = self._load_at_start()
         except LoadError as error:
+            before = self._last_good()
             if before is None:
                 raise
+            self._has_some = _has_some(before)
             self._note(map(str, error.problems))
             logger.warning("the rules can't be used, the last good ones are live:\n%s", error)
             return before
@@ -181,8 +181,17 @@ class FileRules:
     def _read(self) -> Loaded:
         return load(self._path, instance=self._instance, later=Later.KEY_FILES)
 
-    def _load_again(self) -> Loaded:
+    def _load_at_start(self) -> Loaded:
         loaded = self._read()
+        if not _has_some(loaded):
+            before = self._last_good()
+            self._has_some = before is not None and _has_some(before)
+        return self._unless_none_left(loaded)
+
+    def _load_again(self) -> Loaded:
+        return self._unless_none_left(self._read())
+
+    def _unless_none_left(self, loaded: Loaded) -> Loaded:
         if self._has_some and not _has_some(loaded):
             # A deploy that is half done, a wrong mount: with no rules, all would pass unrouted.
             raise LoadError([Problem(str(self._path), None, None, None, _NONE_LEFT)])

@@ -4,9 +4,10 @@ What it keeps to:
 - The first worker starts alone. If it can't, nothing is served and nothing is tried again: the
   rules are bad, and a loop would hide that. The others start when it serves.
 - A worker that dies later is started again, after a pause that grows (`backoff`).
-- At SIGTERM (and SIGINT) every worker drains, and this process ends after the last of them. A
-  second signal ends them at once, which they log; those that can't are killed. SIGHUP is ignored:
-  rules and keys are read again when they change.
+- At SIGTERM (and SIGINT) every worker drains, and this process ends after the last of them. Where
+  none serves, one that is starting comes up first, for the connections that wait. A second signal
+  ends them at once, which they log; those that can't are killed. SIGHUP is ignored: rules and keys
+  are read again when they change.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ class Worker:
     Attributes:
         index: its number, from 1.
         process: the one that lives now, if one does.
+        lives: whether there is one, or one is being made.
         trouble: why it does not serve, as a phrase; None when it does.
         restarts: how often it was started again.
     """
@@ -39,8 +41,14 @@ class Worker:
     def __init__(self, index: int) -> None:
         self.index = index
         self.process: Process | None = None
+        self.lives = False
         self.trouble: str | None = "has not started"
         self.restarts = 0
+
+    @property
+    def serves(self) -> bool:
+        """Whether it accepts connections."""
+        return self.process is not None and self.process.ready.is_set()
 
 
 class Supervisor:
@@ -65,6 +73,7 @@ class Supervisor:
         self._listening: Sequence[socket.socket] = ()
         self._serving = asyncio.Event()
         self._signalled_before = False
+        self._awaited = False  # a worker that is to serve the queue before it ends
         self._status = 0
 
     def listen_to_signals(self) -> None:
@@ -97,7 +106,14 @@ class Supervisor:
         # Ours alone: each worker empties the queue before it closes its own.
         for listening in self._listening:
             listening.close()
-        self._send(signal.SIGTERM)
+        if self._serving.is_set() and not any(worker.serves for worker in self.workers):
+            # One that is starting would die of the signal.
+            self._awaited = any(worker.lives for worker in self.workers)
+            if not self._awaited:
+                _logger.error("no worker is there to serve the connections that wait: they close")
+                self._status = 1
+        if not self._awaited:
+            self._send(signal.SIGTERM)
 
     def _signalled(self) -> None:
         # Counted apart from a drain by the admin endpoint, which a kubelet's SIGTERM follows.
@@ -144,21 +160,24 @@ class Supervisor:
 
     async def _live(self, worker: Worker) -> int:
         """Run one life of a worker; return its exit status."""
+        worker.lives = True
         try:
             process = await Process.start(worker.index, self._plan)
         except OSError as error:
+            worker.lives = False
             _logger.error("worker %d can't be started: %s", worker.index, error)  # noqa: TRY400
             return 1
         worker.process = process
         if not worker.restarts:  # else the trouble is what ended the life before
             worker.trouble = "is starting"
-        if self.ending.is_set():  # while it was made
+        if self.ending.is_set() and not self._awaited:  # while it was made
             process.send(signal.SIGTERM)
         welcome = asyncio.create_task(self._welcome(worker, process))
         try:
             return await process.wait()
         finally:
             welcome.cancel()
+            worker.lives = False
             worker.process = None
             worker.trouble = "has ended"
             self._gone(process.pid)
@@ -172,6 +191,8 @@ class Supervisor:
         )
         if self.greet:
             await self.greet(worker)
+        if self._awaited:
+            process.send(signal.SIGTERM)
 
     def _conclude(self, worker: Worker, status: int) -> None:
         """Take over the status of a worker that is not started again."""
