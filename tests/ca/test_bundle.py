@@ -48,6 +48,18 @@ def test_a_certificate_stands_in_it_once(tmp_path: Path) -> None:
     assert again.count == first.count
 
 
+def test_blocks_that_openssl_can_not_read_are_left_out_and_counted(tmp_path: Path) -> None:
+    root, authority = Made(), generate()
+    label = b"-----%b CERTIFICATE-----"
+    broken = b"\n".join([label % b"BEGIN", b"bm90aGluZw==", label % b"END", b""])
+    old = root.pem.replace(b"CERTIFICATE", b"X509 CERTIFICATE")
+    (tmp_path / "roots.pem").write_bytes(broken + old.replace(b"\n", b"\r") + broken)
+    written = write_bundle(tmp_path / "out", authority, tmp_path / "roots.pem")
+    assert (written.count, written.left_out) == (2, 2)
+    assert (tmp_path / "out" / "ca-bundle.pem").read_bytes() == root.pem + authority.chain_pem()
+    assert _count(tmp_path / "out" / "ca-bundle.pem") == 2
+
+
 def test_without_the_systems_roots_certifi_stands_in(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,7 +7,8 @@ import contextlib
 import re
 import ssl
 import warnings
-from collections.abc import Iterator, Mapping
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,11 @@ _USUAL_PLACES = (
     "/etc/ssl/cert.pem",  # macOS, Alpine
     "/usr/local/share/certs/ca-root-nss.crt",  # FreeBSD
 )
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# `X509 CERTIFICATE` is its old name; `TRUSTED CERTIFICATE`, OpenSSL's own, says more than that.
+_PEM = re.compile(
+    rb"-----BEGIN (?P<name>(?:X509 |TRUSTED )?CERTIFICATE)-----"
+    rb"(?P<text>[^-]+)-----END (?P=name)-----"
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,13 @@ class Bundle:
     Attributes:
         roots: the file that the system's roots are from.
         count: how many certificates the bundle holds, ours included.
+        left_out: how many of the roots' blocks are no certificates that OpenSSL can read.
     """
 
     directory: Path
     roots: Path
     count: int
+    left_out: int
 
 
 def write_bundle(directory: Path, authority: Authority, roots: Path | None = None) -> Bundle:
@@ -66,8 +73,12 @@ def write_bundle(directory: Path, authority: Authority, roots: Path | None = Non
     source = roots or system_roots()
     ours = authority.chain_pem()
     # By what is in them: none stands there twice.
-    certificates = {**_certificates(source, _read(source)), **dict(_decoded(ours))}
-    pem = b"".join(block + b"\n" for block in certificates.values())
+    blocks = list(_blocks(_read(source)))
+    roots_found = [der for der in blocks if der is not None]
+    if not roots_found:
+        raise AuthorityError(f"{source}: there is no certificate in it (PEM, BEGIN CERTIFICATE)")
+    certificates = dict.fromkeys([*roots_found, *filter(None, _blocks(ours))])
+    pem = "".join(ssl.DER_cert_to_PEM_cert(der) for der in certificates).encode()
     try:
         _make(directory)
         replace_file(directory / OURS, ours, 0o644)
@@ -77,7 +88,7 @@ def write_bundle(directory: Path, authority: Authority, roots: Path | None = Non
         raise AuthorityError(
             f"{directory}: can't be written ({error.strerror}); choose another directory with --out"
         ) from None
-    return Bundle(directory, source, len(certificates))
+    return Bundle(directory, source, len(certificates), blocks.count(None))
 
 
 def _make(directory: Path) -> None:
@@ -121,25 +132,26 @@ def _read(path: Path) -> bytes:
         raise AuthorityError(f"{path}: can't be read ({error.strerror})") from None
 
 
-def _certificates(path: Path, pem: bytes) -> Mapping[bytes, bytes]:
-    """Return each certificate by its bytes; keys and comments stay behind."""
-    found = dict(_decoded(pem))
-    if not found:
-        raise AuthorityError(f"{path}: there is no certificate in it (PEM, BEGIN CERTIFICATE)")
-    return found
+def _blocks(pem: bytes) -> Iterator[bytes | None]:
+    """Yield each certificate as DER, and None for each block that is none; keys are no blocks.
+
+    OpenSSL refuses a whole bundle for one block that it can't read, so it is asked here of each.
+    """
+    for block in _PEM.finditer(pem):
+        try:
+            der = b64decode(block["text"], validate=False)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+        except (ValueError, ssl.SSLError):
+            yield None
+        else:
+            yield der
 
 
-def _decoded(pem: bytes) -> Iterator[tuple[bytes, bytes]]:
-    for block in _PEM.findall(pem):
-        with contextlib.suppress(ValueError):
-            yield ssl.PEM_cert_to_DER_cert(block.decode("ascii")), block
-
-
-def _java_trust_store(certificates: Mapping[bytes, bytes]) -> bytes:
+def _java_trust_store(certificates: Iterable[bytes]) -> bytes:
     entries = []
     for number, der in enumerate(certificates):
         # Some of the oldest roots break rules that cryptography warns of or insists on.
-        with contextlib.suppress(ValueError), warnings.catch_warnings():
+        with contextlib.suppress(ValueError, x509.InvalidVersion), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             certificate = x509.load_der_x509_certificate(der)
             entries.append(pkcs12.PKCS12Certificate(certificate, f"root-{number}".encode()))

@@ -31,6 +31,7 @@ DirectoryOption = Annotated[
     Path, typer.Option("--dir", help="mitmproxy's directory (its option confdir).")
 ]
 _CONFDIR = Path("~/.mitmproxy")
+_FOR_ALL = 0o005
 
 
 class Format(StrEnum):
@@ -133,10 +134,12 @@ def bundle(
     """
     with _log_shown():
         written = write_bundle(out, load(directory.expanduser()), roots)
-    typer.echo(
-        f"{out}: {several(written.count, 'certificate')}; the roots are from {written.roots}",
-        err=True,
-    )
+    told = f"{out}: {several(written.count, 'certificate')}; the roots are from {written.roots}"
+    if written.left_out:
+        told += f"; left out, as OpenSSL can't read them: {written.left_out}"
+    typer.echo(told, err=True)
+    if out.stat().st_mode & _FOR_ALL != _FOR_ALL:
+        typer.echo(f"{out}: other users can't read it; chmod 755 it if they have to", err=True)
     typer.echo(_render(variables(seen_at or str(out.resolve())), form), nl=False)
 
 
