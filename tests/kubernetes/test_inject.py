@@ -430,7 +430,16 @@ def test_pods_in_other_kinds_are_told(version: str, kind: str, place: str) -> No
     assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
 
 
-@pytest.mark.parametrize("spec", ["hostNetwork: false", "os: {name: linux}", "hostNetwork: 'true'"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hostNetwork: false",
+        "os: {name: linux}",
+        "hostNetwork: 'true'",
+        "securityContext: {runAsUser: 1000, runAsGroup: 0, fsGroup: 2000, supplementalGroups: [3]}",
+        "securityContext: {supplementalGroups: }",
+    ],
+)
 def test_others_are_injected(spec: str) -> None:
     assert injected(pod(spec)).injected
 
@@ -489,7 +498,14 @@ def test_what_is_no_workload_is_passed_on(text: str) -> None:
         (pod("securityContext: {runAsUser: 0x539}"), "the pod has runAsUser: 1337"),
         (
             container("securityContext: {runAsGroup: 1337}"),
-            "container 'shell' has runAsGroup: 1337, by which the proxy's own traffic is known",
+            "container 'shell' has runAsGroup: 1337, the proxy's own group",
+        ),
+        (pod("securityContext: {runAsGroup: 1337}"), "the pod has runAsGroup: 1337"),
+        (pod("securityContext: {fsGroup: 1337}"), "the pod has fsGroup: 1337"),
+        (pod("securityContext: {fsGroup: 02471}"), "the pod has fsGroup: 1337"),
+        (
+            pod("securityContext: {supplementalGroups: [2000, 1337]}"),
+            "the pod has supplementalGroups: 1337, the proxy's own group",
         ),
         (
             pod("initContainers: [{name: first, securityContext: {runAsUser: 1337}}]"),

@@ -318,11 +318,21 @@ def _tcp_ports(container: dict[str, Value]) -> list[dict[str, Value]]:
 
 
 def _check_user(parent: dict[str, Value], called: str) -> None:
-    for name in ("runAsUser", "runAsGroup"):
-        if number_at(parent, "securityContext", name) == sidecar.UID:
+    context = at(parent, "securityContext")
+    if number_at(context, "runAsUser") == sidecar.UID:
+        raise ManifestError(
+            f"{called} has runAsUser: {sidecar.UID}, by which the proxy's own traffic is known:"
+            " its traffic would bypass the proxy; give it another"
+        )
+    further = at(context, "supplementalGroups")
+    places: list[tuple[str | int, ...]] = [("runAsGroup",), ("fsGroup",)]
+    if isinstance(further, list):
+        places += [("supplementalGroups", index) for index in range(len(further))]
+    for place in places:
+        if number_at(context, *place) == sidecar.UID:
             raise ManifestError(
-                f"{called} has {name}: {sidecar.UID}, by which the proxy's own traffic is known:"
-                " its traffic would bypass the proxy; give it another"
+                f"{called} has {place[0]}: {sidecar.UID}, the proxy's own group, which a"
+                " redirection may leave alone; give it another"
             )
 
 

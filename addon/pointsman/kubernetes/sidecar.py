@@ -125,7 +125,8 @@ def _ca(settings: Settings) -> dict[str, Any]:
 
 
 def _redirect(settings: Settings) -> dict[str, Any]:
-    arguments = ["apply", "-p", str(settings.proxy_port), "-u", str(UID), "-g", str(UID)]
+    # By its user alone: a program that is setgid has a volume's group, which a pod may choose.
+    arguments = ["apply", "-p", str(settings.proxy_port), "-u", str(UID), "-g", "none"]
     for flag, items in (
         ("-q", settings.include_ports),
         ("-o", settings.exclude_ports),
