@@ -444,6 +444,13 @@ def test_others_are_injected(spec: str) -> None:
     assert injected(pod(spec)).injected
 
 
+def test_capabilities_that_lead_nowhere_are_not_told() -> None:
+    text = container("securityContext: {capabilities: {add: [CHOWN, CAP_NET_BIND_SERVICE]}}")
+    assert not injected(text).warnings
+    text = container("securityContext: {capabilities: {drop: [ALL, NET_RAW]}}")
+    assert not injected(text).warnings
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -559,7 +566,22 @@ def test_what_can_not_be_injected_is_refused_with_the_reason(text: str, message:
         (container("securityContext: {privileged: true}"), "is privileged and can undo"),
         (
             container("securityContext: {capabilities: {add: [NET_ADMIN, CHOWN]}}"),
-            "container 'shell' has NET_ADMIN and can undo",
+            "container 'shell' has NET_ADMIN: it can undo the redirection,",
+        ),
+        (
+            container("securityContext: {capabilities: {add: [net_raw, CAP_BPF, cap_setuid]}}"),
+            "container 'shell' has BPF, NET_RAW, SETUID: it can undo the redirection,",
+        ),
+        *(
+            (container(f"securityContext: {{capabilities: {{add: [{written}]}}}}"), f" has {name}:")
+            for name, written in (
+                ("ALL", "all"),
+                ("NET_ADMIN", "CAP_NET_ADMIN"),
+                ("SETGID", '"SETGID"'),
+                ("SYS_ADMIN", "SYS_ADMIN"),
+                ("SYS_MODULE", "Sys_Module"),
+                ("SYS_PTRACE", "cap_sys_ptrace"),
+            )
         ),
         (
             pod("automountServiceAccountToken: false", "pointsman.io/rules: 'kubernetes:'"),

@@ -40,8 +40,12 @@ _POD: dict[tuple[str, str], tuple[str, ...]] = {
 _SWITCHED = {"enabled": True, "true": True, "disabled": False, "false": False}
 _GRACE = "terminationGracePeriodSeconds"
 _GRACE_BY_DEFAULT = 30
-# With these a container can undo the redirection, or look into the proxy.
-_POWERS = {"ALL", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"}
+# With these a container can undo the redirection, send past it (a packet socket, NET_RAW, meets no
+# rule), become the proxy's user or group, or look into the proxy.
+_POWERS = {
+    *("ALL", "BPF", "NET_ADMIN", "NET_RAW", "SETGID", "SETUID"),
+    *("SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE"),
+}
 
 
 @dataclass(slots=True)
@@ -345,12 +349,13 @@ def _warnings(spec: dict[str, Value], settings: Settings) -> list[str]:
     ]
     for container in _applications(spec):
         called = f"container {text_at(container, 'name')!r}"
-        added = at(container, "securityContext", "capabilities", "add")
-        powers = {text_at(power) for power in added} if isinstance(added, list) else set()
         if true_at(container, "securityContext", "privileged"):
             warnings.append(f"{called} is privileged and can undo the redirection")
-        elif found := sorted(_POWERS & powers):
-            warnings.append(f"{called} has {', '.join(found)} and can undo the redirection")
+        elif powers := sorted(_POWERS & _added(container)):
+            warnings.append(
+                f"{called} has {', '.join(powers)}: it can undo the redirection, go past it or pass"
+                " for the proxy"
+            )
         warnings += [
             f"{called} sets {name} itself: it has to trust the certificate in {sidecar.TRUST} on"
             " its own account"
@@ -363,6 +368,13 @@ def _warnings(spec: dict[str, Value], settings: Settings) -> list[str]:
             f"automountServiceAccountToken is off, and rules from {settings.rules} need the token"
         )
     return warnings
+
+
+def _added(container: dict[str, Value]) -> set[str]:
+    """Return the capabilities that it adds, by their plain names: runtimes take several forms."""
+    added = at(container, "securityContext", "capabilities", "add")
+    written = map(text_at, added) if isinstance(added, list) else ()
+    return {name.upper().removeprefix("CAP_") for name in written if name}
 
 
 def _grace(spec: dict[str, Value], settings: Settings) -> tuple[int, bool]:
