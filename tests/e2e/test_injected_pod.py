@@ -165,7 +165,7 @@ def check_the_running_pod(
         "sh",
         "-c",
         "ls /etc/pointsman /var/lib/pointsman; ls $0",
-        "/var/run/pointsman/trust",
+        "/pointsman/trust",
     )
     assert listing[1].split() == ["ca-bundle.p12", "ca-bundle.pem", "pointsman-ca.pem"]
     assert kubelet.run("pointsman", "touch", "/usr/x", "/etc/x", "/x")[0] == 1

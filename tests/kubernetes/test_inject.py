@@ -158,7 +158,7 @@ def without_sidecar(value: Json) -> Json:
         each["env"] = [
             entry
             for entry in each["env"]
-            if not str(entry.get("value")).startswith("/var/run/pointsman/trust/")
+            if not str(entry.get("value")).startswith("/pointsman/trust/")
         ]
         drop_empty(each, "volumeMounts", "env")
     drop_empty(spec, "initContainers", "volumes")
@@ -314,7 +314,7 @@ def test_a_variable_that_the_container_sets_itself_is_kept_with_a_warning() -> N
     (warning,) = injection.warnings
     assert warning == (
         "document 1, line 2: Deployment/shop: container 'web' sets NODE_EXTRA_CA_CERTS itself: it"
-        " has to trust the certificate in /var/run/pointsman/trust on its own account"
+        " has to trust the certificate in /pointsman/trust on its own account"
     )
     assert injected(injection.text).warnings == injection.warnings
 
@@ -351,6 +351,20 @@ def test_an_older_injection_is_replaced() -> None:
         each["image"] = "pointsman:0.0.1"
     new = document(injected(yaml.safe_dump(old, sort_keys=False)).text)
     assert new == document(injected(case("pod")).text)
+
+
+def test_an_older_injection_that_had_its_files_elsewhere_is_replaced() -> None:
+    text = injected(case("deployment")).text
+    older = text.replace("/pointsman/trust", "/var/run/pointsman/trust")
+    assert older != text
+    assert injected(older).text == text
+
+
+@pytest.mark.parametrize("path", ["/var/run", "/run", "/pointsman-data", "/pointsman/trusted"])
+def test_a_mount_beside_our_files_is_the_users(path: str) -> None:
+    """Of those read-only, which node agents have at /var/run, none may be above ours."""
+    assert injected(container(f"volumeMounts: [{{name: x, mountPath: {path}}}]")).injected
+    assert not sidecar.TRUST.startswith(f"{path}/")
 
 
 @pytest.mark.parametrize("status", ["", "{", "[]", "1.0"])
@@ -523,8 +537,15 @@ def test_what_is_no_workload_is_passed_on(text: str) -> None:
             "container 'shell' listens on port 15021, which the sidecar needs",
         ),
         (
-            container("volumeMounts: [{name: x, mountPath: /var/run/pointsman/trust/}]"),
-            "container 'shell' mounts something else at /var/run/pointsman/trust",
+            container("volumeMounts: [{name: x, mountPath: /pointsman/trust/}]"),
+            "container 'shell' mounts something of its own at /pointsman/trust/, which is at,",
+        ),
+        *(
+            (container(f"volumeMounts: [{{name: x, mountPath: {path}}}]"), f"of its own at {path},")
+            for path in (
+                *("/", "/pointsman", "//pointsman/trust", "/pointsman/./trust/x", "pointsman"),
+                "/var/../pointsman",
+            )
         ),
         (pod(annotations=f"{SWITCH}: maybe"), f"annotation {SWITCH} is enabled or disabled"),
         (
@@ -670,7 +691,7 @@ def test_a_list_of_one_kind_is_opened_too() -> None:
 
 def test_a_variable_that_leads_beside_our_files_stays_the_users() -> None:
     own_pod = yaml.safe_load(case("pod"))
-    own = {"name": "SSL_CERT_FILE", "value": "/var/run/pointsman/trust/mine.pem"}
+    own = {"name": "SSL_CERT_FILE", "value": "/pointsman/trust/mine.pem"}
     own_pod["spec"]["containers"][0]["env"] = [own]
     once = injected(yaml.safe_dump(own_pod)).text
     assert injected(once).text == once

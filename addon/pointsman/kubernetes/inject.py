@@ -7,6 +7,8 @@ version takes an older one's place. The annotation `pointsman.io/status` tells t
 
 import json
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 from pointsman.kubernetes import sidecar
@@ -218,9 +220,10 @@ def _take_out(spec: dict[str, Value], status: str) -> None:
     _drop(spec, "initContainers", sidecar.CONTAINERS)
     _drop(spec, "volumes", sidecar.VOLUMES)
     for container in _applications(spec):
+        ours = sidecar.trust_variables(_trusted_in(container))
         _drop(container, "volumeMounts", {sidecar.TRUST_VOLUME})
         if isinstance(env := container.get("env"), list):
-            container["env"] = [entry for entry in env if not _is_ours(entry)]
+            container["env"] = [entry for entry in env if not _is_one_of(ours, entry)]
     if _grace_was_ours(status) and _GRACE in spec:
         spec[_GRACE] = None
 
@@ -275,9 +278,17 @@ def _drop(parent: dict[str, Value], name: str, names: Any) -> None:
         parent[name] = [item for item in items if text_at(item, "name") not in names]
 
 
-def _is_ours(entry: Value) -> bool:
+def _trusted_in(container: dict[str, Value]) -> str:
+    """Return where an earlier injection has the trusted files; other versions had another place."""
+    for mount in mappings_at(container, "volumeMounts"):
+        if text_at(mount, "name") == sidecar.TRUST_VOLUME:
+            return text_at(mount, "mountPath") or sidecar.TRUST
+    return sidecar.TRUST
+
+
+def _is_one_of(variables: dict[str, str], entry: Value) -> bool:
     name, value = text_at(entry, "name"), text_at(entry, "value")
-    return value is not None and sidecar.TRUST_VARIABLES.get(name or "") == value
+    return value is not None and variables.get(name or "") == value
 
 
 def _applications(spec: dict[str, Value]) -> list[dict[str, Value]]:
@@ -312,8 +323,20 @@ def _check(spec: dict[str, Value], settings: Settings) -> None:
                     " container's, or --proxy-port if it is the proxy's"
                 )
         for mount in mappings_at(container, "volumeMounts"):
-            if (text_at(mount, "mountPath") or "").rstrip("/") == sidecar.TRUST:
-                raise ManifestError(f"{called} mounts something else at {sidecar.TRUST}")
+            path = text_at(mount, "mountPath") or ""
+            if _meets_ours(path):
+                raise ManifestError(
+                    f"{called} mounts something of its own at {path}, which is at, above or below"
+                    f" {sidecar.TRUST}, where the certificates to trust are; mount it elsewhere"
+                )
+
+
+def _meets_ours(path: str) -> bool:
+    """Tell whether of a mount and ours one would hide the other, or keep it from being mounted."""
+    ours = PurePosixPath(sidecar.TRUST)
+    # A path without a slash counts from the root in Kubernetes.
+    theirs = PurePosixPath(normpath(f"/{path.lstrip('/')}"))
+    return bool(path) and (ours.is_relative_to(theirs) or theirs.is_relative_to(ours))
 
 
 def _tcp_ports(container: dict[str, Value]) -> list[dict[str, Value]]:
