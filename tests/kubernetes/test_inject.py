@@ -444,6 +444,56 @@ def test_pods_in_other_kinds_are_told(version: str, kind: str, place: str) -> No
     assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
 
 
+ELSEWHERE = {
+    "ScaledJob": "jobTargetRef: {template: {spec: {containers: [{name: a, image: a}]}}}",
+    "JobSet": (
+        "replicatedJobs: [{name: a, template: {spec: {template: {spec:"
+        " {containers: [{name: a, image: a}]}}}}}]"
+    ),
+    "CronWorkflow": "workflowSpec: {templates: [{name: b}, {name: a, container: {image: a}}]}",
+    "Workflow": "templates: [{name: a, containerSet: {containers: [{name: a, image: a}]}}]",
+    "WorkflowTemplate": "templates: [{name: a, script: {image: a, source: b}}]",
+    "Task": "steps: [{name: a, image: a}]",
+    "ManifestWork": (
+        "workload: {manifests: [{apiVersion: apps/v1, kind: Deployment, spec:"
+        " {template: {spec: {containers: [{name: a, image: a}]}}}}]}"
+    ),
+}
+
+
+def elsewhere(kind: str, annotations: str = "") -> str:
+    metadata = f"{{name: x, annotations: {{{annotations}}}}}"
+    spec = f"{{{ELSEWHERE[kind]}}}"
+    return f"apiVersion: example.com/v1\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n"
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_pods_are_told_wherever_their_kind_has_them(kind: str) -> None:
+    injection = injected(elsewhere(kind))
+    assert injection.text == elsewhere(kind)
+    (warning,) = injection.warnings
+    assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
+
+
+def test_pods_in_other_kinds_are_not_told_where_that_is_switched_off() -> None:
+    text = elsewhere("ScaledJob", f"{SWITCH}: disabled")
+    injection = injected(text)
+    assert injection.text == text
+    assert not injection.warnings
+    assert injection.notes == [
+        f"document 1, line 1: ScaledJob/x: left as it is ({SWITCH}: disabled)"
+    ]
+    with pytest.raises(ManifestError, match="ScaledJob/x: annotation"):
+        injected(elsewhere("ScaledJob", f"{SWITCH}: maybe"))
+
+
+def test_pods_below_everything_that_anyone_writes_are_not_looked_for() -> None:
+    inner = '{"containers": [{"image": "a"}]}'
+    deep = f"{'[' * 200}{inner}{']' * 200}"
+    text = f'{{"apiVersion": "example.com/v1", "kind": "Deep", "spec": {deep}}}'
+    assert not injected(text).warnings
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -476,6 +526,13 @@ def test_capabilities_that_lead_nowhere_are_not_told() -> None:
         "apiVersion: v1\nkind: List\nitems: []\n",
         "apiVersion: v1\nkind: List\n",
         "apiVersion: apps/v1\nkind: ControllerRevision\ndata: {spec: {template: {}}}\n",
+        "apiVersion: v1\nkind: ConfigMap\ndata: {containers: a, container: b, image: c}\n",
+        "apiVersion: example.com/v1\nkind: A\nspec: {containers: [a, {name: b}], image: c}\n",
+        (
+            "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nspec:"
+            " {properties: {container: {type: object, properties: {image: {type: string}}},"
+            " containers: {type: array, items: {properties: {image: {type: string}}}}}}\n"
+        ),
     ],
 )
 def test_what_is_no_workload_is_passed_on(text: str) -> None:

@@ -39,6 +39,10 @@ _POD: dict[tuple[str, str], tuple[str, ...]] = {
     ("batch", "Job"): _POD_IN_TEMPLATE,
     ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
 }
+# What containers are called in other kinds: by everyone, by Tekton; a single one, by Argo.
+_CONTAINER_LISTS = ("containers", "steps")
+_ONE_CONTAINER = ("container", "script")
+_DEEPEST = 40
 _SWITCHED = {"enabled": True, "true": True, "disabled": False, "false": False}
 _GRACE = "terminationGracePeriodSeconds"
 _GRACE_BY_DEFAULT = 30
@@ -93,11 +97,11 @@ def _inject_document(
     where = f"document {document.number}, line {document.line}"
     for place, resource in _resources(document.value, where):
         workload = _Workload(place, resource)
-        if workload.path is None:
-            injection.warnings += _unknown_workload(workload)
-            continue
         try:
-            document.changed |= _inject_workload(workload, settings, version, injection)
+            if workload.path is None:
+                _pass_on(workload, injection)
+            else:
+                document.changed |= _inject_workload(workload, settings, version, injection)
         except (ManifestError, SettingsError) as error:
             raise ManifestError(f"{workload}: {error}") from None
 
@@ -263,14 +267,32 @@ def _known(status: str) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _unknown_workload(workload: "_Workload") -> list[str]:
+def _pass_on(workload: _Workload, injection: Injection) -> None:
     """Warn of pods in what this command does not know: they would go past the proxy."""
-    places = (("spec", "template", "spec"), ("template", "spec"))
-    if not any(mappings_at(at(workload.resource, *place), "containers") for place in places):
-        return []
+    if not _has_container(workload.resource, _DEEPEST):
+        return
+    annotations = workload.annotations()
+    if not _wanted(annotations):
+        injection.notes.append(f"{workload}: left as it is ({SWITCH}: {annotations[SWITCH]})")
+        return
     known = ", ".join(kind for _, kind in _POD)
-    what = f"it has pods, and its kind is none of {known}; they go past the proxy"
-    return [f"{workload}: not injected: {what}"]
+    injection.warnings.append(
+        f"{workload}: not injected: it has pods, and its kind is none of {known}; they go past the"
+        f" proxy; if they may, annotate it with {SWITCH}: disabled"
+    )
+
+
+def _has_container(value: Value, depth: int) -> bool:
+    """Tell whether there is a container in a value, at whatever place."""
+    if depth == 0 or not isinstance(value, dict | list):
+        return False
+    if isinstance(value, list):
+        return any(_has_container(item, depth - 1) for item in value)
+    found = [each for name in _CONTAINER_LISTS for each in mappings_at(value, name)]
+    found += [each for name in _ONE_CONTAINER if isinstance(each := value.get(name), dict)]
+    return any(text_at(each, "image") is not None for each in found) or any(
+        _has_container(child, depth - 1) for child in value.values()
+    )
 
 
 def _drop(parent: dict[str, Value], name: str, names: Any) -> None:
