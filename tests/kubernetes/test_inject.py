@@ -636,6 +636,18 @@ def test_what_can_not_be_injected_is_refused_with_the_reason(text: str, message:
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("volume", sorted(sidecar.VOLUMES))
+def test_a_claim_with_the_name_of_a_volume_of_ours_is_refused(volume: str) -> None:
+    """Kubernetes takes a claim in place of the pod's volume, injected before or not."""
+    for text in (case("statefulset"), injected(case("statefulset")).text):
+        value = document(text)
+        value["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] = volume
+        with pytest.raises(
+            ManifestError, match=rf"StatefulSet/index: volumeClaimTemplates has a '{volume}', .*"
+        ):
+            injected(yaml.safe_dump(value))
+
+
 @pytest.mark.parametrize(
     ("text", "warning"),
     [

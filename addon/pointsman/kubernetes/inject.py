@@ -180,6 +180,7 @@ def _inject_workload(
     if before is not None:
         injection.warnings += [f"{workload}: {lost}" for lost in _lost(before, settings)]
         _take_out(spec, before)
+    _check_claims(workload)
     _check(spec, settings)
     injection.warnings += [f"{workload}: {warning}" for warning in _warnings(spec, settings)]
     grace, ours = _grace(spec, settings)
@@ -316,6 +317,16 @@ def _is_one_of(variables: dict[str, str], entry: Value) -> bool:
 def _applications(spec: dict[str, Value]) -> list[dict[str, Value]]:
     """Return every container whose traffic is redirected and that has to trust the proxy."""
     return mappings_at(spec, "initContainers") + mappings_at(spec, "containers")
+
+
+def _check_claims(workload: _Workload) -> None:
+    """Raise ManifestError for a claim of a StatefulSet that would take the place of our volume."""
+    for claim in mappings_at(workload.resource, "spec", "volumeClaimTemplates"):
+        if (clash := text_at(claim, "metadata", "name")) in sidecar.VOLUMES:
+            raise ManifestError(
+                f"volumeClaimTemplates has a {clash!r}, which would take the place of the sidecar's"
+                " volume of that name; rename it"
+            )
 
 
 def _check(spec: dict[str, Value], settings: Settings) -> None:
