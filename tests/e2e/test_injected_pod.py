@@ -18,7 +18,7 @@ from tests.e2e import namespaces
 from tests.e2e.conftest import KEYS
 from tests.e2e.containers import Kubelet
 from tests.e2e.harness import DEADLINE, chat, eventually, llm_route, seed, to
-from tests.e2e.namespaces import POD, Namespaces
+from tests.e2e.namespaces import POD, PROXY, Namespaces
 from tests.e2e.test_pod import Outside, populated
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
@@ -81,12 +81,16 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
+QUESTION = (
+    *("-H", "Content-Type: application/json"),
+    *("--data", json.dumps(chat("Hello there", model="small"))),
+)
+
+
 def ask(kubelet: Kubelet, url: str) -> Any:
     """Ask as the application does: by curl, which trusts what its environment says."""
-    data = json.dumps(chat("Hello there", model="small"))
-    header = "Content-Type: application/json"
     curl = ("curl", "--disable", "--silent", "--show-error", "--max-time", "15")
-    status, output, errors = kubelet.run("shop", *curl, "-H", header, "--data", data, url)
+    status, output, errors = kubelet.run("shop", *curl, *QUESTION, url)
     assert status == 0, errors
     return json.loads(output)
 
@@ -114,6 +118,7 @@ def test_an_injected_pod_starts_routes_and_ends(authority: Authority, folder: Pa
         requests = [entry for entry in logged if entry.get("event") == "llm_request"]
         assert [entry["host"] for entry in requests] == [
             "api.openai.com",
+            "demo-llm-server",
             "demo-llm-server",
             "api.openai.com",
         ]
@@ -145,6 +150,11 @@ def check_the_running_pod(
     assert call.header("authorization") == f"Bearer {KEYS['OPENAI_API_KEY']}"
     outside.dashscope.calls(1)
 
+    # The proxy's group leads no one past it: a volume's group makes setgid programs.
+    said = names.curl(*QUESTION, "http://demo-llm-server", gid=PROXY)
+    assert json.loads(said)["model"] == "qwen1.5-72b-chat"
+    outside.dashscope.calls(1)
+
     # Another site shows its own certificate, which the application has no reason to trust here.
     status, _, errors = kubelet.run("shop", "curl", "--silent", "-S", "https://unlisted.example")
     assert status == 60, errors
@@ -155,7 +165,7 @@ def check_the_running_pod(
         "sh",
         "-c",
         "ls /etc/pointsman /var/lib/pointsman; ls $0",
-        "/var/run/pointsman/trust",
+        "/pointsman/trust",
     )
     assert listing[1].split() == ["ca-bundle.p12", "ca-bundle.pem", "pointsman-ca.pem"]
     assert kubelet.run("pointsman", "touch", "/usr/x", "/etc/x", "/x")[0] == 1

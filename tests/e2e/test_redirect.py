@@ -84,6 +84,8 @@ def test_help_tells_the_usage(command: str) -> None:
         ("apply -u bad", "-u: bad is no id; give a number (`id -u NAME`"),
         ("apply -u 4294967295", "4294967295 is no id"),
         ("apply -g -1", "-1 is no id"),
+        ("apply -g none,1337", "-g: none is not understood"),
+        ("apply -u none", "-u: none is not understood"),
         ("apply -q 80,,443", "-q: 80,,443 has an empty entry"),
         ("apply -q 80,443,", "has an empty entry"),
         ("apply -q http", "-q: http is not understood"),
@@ -564,6 +566,25 @@ def test_the_proxys_user_and_group_are_left_alone(
         assert listening.curl(url(host, port), uid=PROXY) == direct(family)
         assert listening.curl(url(host, port), uid=PROXY, gid=APP) == direct(family)
         assert listening.curl(url(host, port), uid=APP, gid=PROXY) == direct(family)
+
+
+@root
+@every_backend
+@every_family
+def test_without_a_group_the_proxys_user_alone_is_left_alone(
+    listening: Namespaces, backend: str, family: FamilyName
+) -> None:
+    """Or else a program that is setgid would do, and a volume's group can be anyone's."""
+    host = OUTSIDE.of(family)
+    done = listening.redirect("apply", "--backend", backend, "-g", "none")
+    assert done.stderr.endswith("goes to 15001, except from uid 1337\n")
+    for port in (80, 443):
+        through = f"proxy {PROXY_PORT}, for {host} {port}"
+        assert listening.curl(url(host, port), uid=PROXY) == direct(family)
+        assert listening.curl(url(host, port), uid=PROXY, gid=APP) == direct(family)
+        assert listening.curl(url(host, port), uid=APP, gid=PROXY) == through
+    checked = listening.redirect("check", "-g", "none")
+    assert checked.returncode == 0, checked.stderr
 
 
 @root

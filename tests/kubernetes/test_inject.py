@@ -158,7 +158,7 @@ def without_sidecar(value: Json) -> Json:
         each["env"] = [
             entry
             for entry in each["env"]
-            if not str(entry.get("value")).startswith("/var/run/pointsman/trust/")
+            if not str(entry.get("value")).startswith("/pointsman/trust/")
         ]
         drop_empty(each, "volumeMounts", "env")
     drop_empty(spec, "initContainers", "volumes")
@@ -314,7 +314,7 @@ def test_a_variable_that_the_container_sets_itself_is_kept_with_a_warning() -> N
     (warning,) = injection.warnings
     assert warning == (
         "document 1, line 2: Deployment/shop: container 'web' sets NODE_EXTRA_CA_CERTS itself: it"
-        " has to trust the certificate in /var/run/pointsman/trust on its own account"
+        " has to trust the certificate in /pointsman/trust on its own account"
     )
     assert injected(injection.text).warnings == injection.warnings
 
@@ -351,6 +351,20 @@ def test_an_older_injection_is_replaced() -> None:
         each["image"] = "pointsman:0.0.1"
     new = document(injected(yaml.safe_dump(old, sort_keys=False)).text)
     assert new == document(injected(case("pod")).text)
+
+
+def test_an_older_injection_that_had_its_files_elsewhere_is_replaced() -> None:
+    text = injected(case("deployment")).text
+    older = text.replace("/pointsman/trust", "/var/run/pointsman/trust")
+    assert older != text
+    assert injected(older).text == text
+
+
+@pytest.mark.parametrize("path", ["/var/run", "/run", "/pointsman-data", "/pointsman/trusted"])
+def test_a_mount_beside_our_files_is_the_users(path: str) -> None:
+    """Of those read-only, which node agents have at /var/run, none may be above ours."""
+    assert injected(container(f"volumeMounts: [{{name: x, mountPath: {path}}}]")).injected
+    assert not sidecar.TRUST.startswith(f"{path}/")
 
 
 @pytest.mark.parametrize("status", ["", "{", "[]", "1.0"])
@@ -430,9 +444,75 @@ def test_pods_in_other_kinds_are_told(version: str, kind: str, place: str) -> No
     assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
 
 
-@pytest.mark.parametrize("spec", ["hostNetwork: false", "os: {name: linux}", "hostNetwork: 'true'"])
+ELSEWHERE = {
+    "ScaledJob": "jobTargetRef: {template: {spec: {containers: [{name: a, image: a}]}}}",
+    "JobSet": (
+        "replicatedJobs: [{name: a, template: {spec: {template: {spec:"
+        " {containers: [{name: a, image: a}]}}}}}]"
+    ),
+    "CronWorkflow": "workflowSpec: {templates: [{name: b}, {name: a, container: {image: a}}]}",
+    "Workflow": "templates: [{name: a, containerSet: {containers: [{name: a, image: a}]}}]",
+    "WorkflowTemplate": "templates: [{name: a, script: {image: a, source: b}}]",
+    "Task": "steps: [{name: a, image: a}]",
+    "ManifestWork": (
+        "workload: {manifests: [{apiVersion: apps/v1, kind: Deployment, spec:"
+        " {template: {spec: {containers: [{name: a, image: a}]}}}}]}"
+    ),
+}
+
+
+def elsewhere(kind: str, annotations: str = "") -> str:
+    metadata = f"{{name: x, annotations: {{{annotations}}}}}"
+    spec = f"{{{ELSEWHERE[kind]}}}"
+    return f"apiVersion: example.com/v1\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n"
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_pods_are_told_wherever_their_kind_has_them(kind: str) -> None:
+    injection = injected(elsewhere(kind))
+    assert injection.text == elsewhere(kind)
+    (warning,) = injection.warnings
+    assert warning.startswith(f"document 1, line 1: {kind}/x: not injected: it has pods")
+
+
+def test_pods_in_other_kinds_are_not_told_where_that_is_switched_off() -> None:
+    text = elsewhere("ScaledJob", f"{SWITCH}: disabled")
+    injection = injected(text)
+    assert injection.text == text
+    assert not injection.warnings
+    assert injection.notes == [
+        f"document 1, line 1: ScaledJob/x: left as it is ({SWITCH}: disabled)"
+    ]
+    with pytest.raises(ManifestError, match="ScaledJob/x: annotation"):
+        injected(elsewhere("ScaledJob", f"{SWITCH}: maybe"))
+
+
+def test_pods_below_everything_that_anyone_writes_are_not_looked_for() -> None:
+    inner = '{"containers": [{"image": "a"}]}'
+    deep = f"{'[' * 200}{inner}{']' * 200}"
+    text = f'{{"apiVersion": "example.com/v1", "kind": "Deep", "spec": {deep}}}'
+    assert not injected(text).warnings
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hostNetwork: false",
+        "os: {name: linux}",
+        "hostNetwork: 'true'",
+        "securityContext: {runAsUser: 1000, runAsGroup: 0, fsGroup: 2000, supplementalGroups: [3]}",
+        "securityContext: {supplementalGroups: }",
+    ],
+)
 def test_others_are_injected(spec: str) -> None:
     assert injected(pod(spec)).injected
+
+
+def test_capabilities_that_lead_nowhere_are_not_told() -> None:
+    text = container("securityContext: {capabilities: {add: [CHOWN, CAP_NET_BIND_SERVICE]}}")
+    assert not injected(text).warnings
+    text = container("securityContext: {capabilities: {drop: [ALL, NET_RAW]}}")
+    assert not injected(text).warnings
 
 
 @pytest.mark.parametrize(
@@ -446,6 +526,13 @@ def test_others_are_injected(spec: str) -> None:
         "apiVersion: v1\nkind: List\nitems: []\n",
         "apiVersion: v1\nkind: List\n",
         "apiVersion: apps/v1\nkind: ControllerRevision\ndata: {spec: {template: {}}}\n",
+        "apiVersion: v1\nkind: ConfigMap\ndata: {containers: a, container: b, image: c}\n",
+        "apiVersion: example.com/v1\nkind: A\nspec: {containers: [a, {name: b}], image: c}\n",
+        (
+            "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nspec:"
+            " {properties: {container: {type: object, properties: {image: {type: string}}},"
+            " containers: {type: array, items: {properties: {image: {type: string}}}}}}\n"
+        ),
     ],
 )
 def test_what_is_no_workload_is_passed_on(text: str) -> None:
@@ -489,7 +576,14 @@ def test_what_is_no_workload_is_passed_on(text: str) -> None:
         (pod("securityContext: {runAsUser: 0x539}"), "the pod has runAsUser: 1337"),
         (
             container("securityContext: {runAsGroup: 1337}"),
-            "container 'shell' has runAsGroup: 1337, by which the proxy's own traffic is known",
+            "container 'shell' has runAsGroup: 1337, the proxy's own group",
+        ),
+        (pod("securityContext: {runAsGroup: 1337}"), "the pod has runAsGroup: 1337"),
+        (pod("securityContext: {fsGroup: 1337}"), "the pod has fsGroup: 1337"),
+        (pod("securityContext: {fsGroup: 02471}"), "the pod has fsGroup: 1337"),
+        (
+            pod("securityContext: {supplementalGroups: [2000, 1337]}"),
+            "the pod has supplementalGroups: 1337, the proxy's own group",
         ),
         (
             pod("initContainers: [{name: first, securityContext: {runAsUser: 1337}}]"),
@@ -500,8 +594,15 @@ def test_what_is_no_workload_is_passed_on(text: str) -> None:
             "container 'shell' listens on port 15021, which the sidecar needs",
         ),
         (
-            container("volumeMounts: [{name: x, mountPath: /var/run/pointsman/trust/}]"),
-            "container 'shell' mounts something else at /var/run/pointsman/trust",
+            container("volumeMounts: [{name: x, mountPath: /pointsman/trust/}]"),
+            "container 'shell' mounts something of its own at /pointsman/trust/, which is at,",
+        ),
+        *(
+            (container(f"volumeMounts: [{{name: x, mountPath: {path}}}]"), f"of its own at {path},")
+            for path in (
+                *("/", "/pointsman", "//pointsman/trust", "/pointsman/./trust/x", "pointsman"),
+                "/var/../pointsman",
+            )
         ),
         (pod(annotations=f"{SWITCH}: maybe"), f"annotation {SWITCH} is enabled or disabled"),
         (
@@ -535,6 +636,18 @@ def test_what_can_not_be_injected_is_refused_with_the_reason(text: str, message:
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("volume", sorted(sidecar.VOLUMES))
+def test_a_claim_with_the_name_of_a_volume_of_ours_is_refused(volume: str) -> None:
+    """Kubernetes takes a claim in place of the pod's volume, injected before or not."""
+    for text in (case("statefulset"), injected(case("statefulset")).text):
+        value = document(text)
+        value["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] = volume
+        with pytest.raises(
+            ManifestError, match=rf"StatefulSet/index: volumeClaimTemplates has a '{volume}', .*"
+        ):
+            injected(yaml.safe_dump(value))
+
+
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
@@ -543,7 +656,22 @@ def test_what_can_not_be_injected_is_refused_with_the_reason(text: str, message:
         (container("securityContext: {privileged: true}"), "is privileged and can undo"),
         (
             container("securityContext: {capabilities: {add: [NET_ADMIN, CHOWN]}}"),
-            "container 'shell' has NET_ADMIN and can undo",
+            "container 'shell' has NET_ADMIN: it can undo the redirection,",
+        ),
+        (
+            container("securityContext: {capabilities: {add: [net_raw, CAP_BPF, cap_setuid]}}"),
+            "container 'shell' has BPF, NET_RAW, SETUID: it can undo the redirection,",
+        ),
+        *(
+            (container(f"securityContext: {{capabilities: {{add: [{written}]}}}}"), f" has {name}:")
+            for name, written in (
+                ("ALL", "all"),
+                ("NET_ADMIN", "CAP_NET_ADMIN"),
+                ("SETGID", '"SETGID"'),
+                ("SYS_ADMIN", "SYS_ADMIN"),
+                ("SYS_MODULE", "Sys_Module"),
+                ("SYS_PTRACE", "cap_sys_ptrace"),
+            )
         ),
         (
             pod("automountServiceAccountToken: false", "pointsman.io/rules: 'kubernetes:'"),
@@ -632,7 +760,7 @@ def test_a_list_of_one_kind_is_opened_too() -> None:
 
 def test_a_variable_that_leads_beside_our_files_stays_the_users() -> None:
     own_pod = yaml.safe_load(case("pod"))
-    own = {"name": "SSL_CERT_FILE", "value": "/var/run/pointsman/trust/mine.pem"}
+    own = {"name": "SSL_CERT_FILE", "value": "/pointsman/trust/mine.pem"}
     own_pod["spec"]["containers"][0]["env"] = [own]
     once = injected(yaml.safe_dump(own_pod)).text
     assert injected(once).text == once

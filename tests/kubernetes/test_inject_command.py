@@ -99,7 +99,7 @@ def test_every_option_is_in_the_manifest() -> None:
     found = containers_of(value)
     assert images(result.stdout) == {"registry.example.com/pointsman@sha256:0123"}
     assert found["pointsman-redirect"]["args"][1:] == [
-        *("-p", "16001", "-u", "1337", "-g", "1337", "-q", "80,8000-8010", "-o", "9443"),
+        *("-p", "16001", "-u", "1337", "-g", "none", "-q", "80,8000-8010", "-o", "9443"),
         *("-i", "0.0.0.0/0", "-x", "10.0.0.0/8,fd00::/8"),
     ]
     proxy = found["pointsman"]

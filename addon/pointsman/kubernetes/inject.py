@@ -7,6 +7,8 @@ version takes an older one's place. The annotation `pointsman.io/status` tells t
 
 import json
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 from pointsman.kubernetes import sidecar
@@ -37,11 +39,19 @@ _POD: dict[tuple[str, str], tuple[str, ...]] = {
     ("batch", "Job"): _POD_IN_TEMPLATE,
     ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
 }
+# What containers are called in other kinds: by everyone, by Tekton; a single one, by Argo.
+_CONTAINER_LISTS = ("containers", "steps")
+_ONE_CONTAINER = ("container", "script")
+_DEEPEST = 40
 _SWITCHED = {"enabled": True, "true": True, "disabled": False, "false": False}
 _GRACE = "terminationGracePeriodSeconds"
 _GRACE_BY_DEFAULT = 30
-# With these a container can undo the redirection, or look into the proxy.
-_POWERS = {"ALL", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"}
+# With these a container can undo the redirection, send past it (a packet socket, NET_RAW, meets no
+# rule), become the proxy's user or group, or look into the proxy.
+_POWERS = {
+    *("ALL", "BPF", "NET_ADMIN", "NET_RAW", "SETGID", "SETUID"),
+    *("SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE"),
+}
 
 
 @dataclass(slots=True)
@@ -87,11 +97,11 @@ def _inject_document(
     where = f"document {document.number}, line {document.line}"
     for place, resource in _resources(document.value, where):
         workload = _Workload(place, resource)
-        if workload.path is None:
-            injection.warnings += _unknown_workload(workload)
-            continue
         try:
-            document.changed |= _inject_workload(workload, settings, version, injection)
+            if workload.path is None:
+                _pass_on(workload, injection)
+            else:
+                document.changed |= _inject_workload(workload, settings, version, injection)
         except (ManifestError, SettingsError) as error:
             raise ManifestError(f"{workload}: {error}") from None
 
@@ -170,6 +180,7 @@ def _inject_workload(
     if before is not None:
         injection.warnings += [f"{workload}: {lost}" for lost in _lost(before, settings)]
         _take_out(spec, before)
+    _check_claims(workload)
     _check(spec, settings)
     injection.warnings += [f"{workload}: {warning}" for warning in _warnings(spec, settings)]
     grace, ours = _grace(spec, settings)
@@ -214,9 +225,10 @@ def _take_out(spec: dict[str, Value], status: str) -> None:
     _drop(spec, "initContainers", sidecar.CONTAINERS)
     _drop(spec, "volumes", sidecar.VOLUMES)
     for container in _applications(spec):
+        ours = sidecar.trust_variables(_trusted_in(container))
         _drop(container, "volumeMounts", {sidecar.TRUST_VOLUME})
         if isinstance(env := container.get("env"), list):
-            container["env"] = [entry for entry in env if not _is_ours(entry)]
+            container["env"] = [entry for entry in env if not _is_one_of(ours, entry)]
     if _grace_was_ours(status) and _GRACE in spec:
         spec[_GRACE] = None
 
@@ -256,14 +268,32 @@ def _known(status: str) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _unknown_workload(workload: "_Workload") -> list[str]:
+def _pass_on(workload: _Workload, injection: Injection) -> None:
     """Warn of pods in what this command does not know: they would go past the proxy."""
-    places = (("spec", "template", "spec"), ("template", "spec"))
-    if not any(mappings_at(at(workload.resource, *place), "containers") for place in places):
-        return []
+    if not _has_container(workload.resource, _DEEPEST):
+        return
+    annotations = workload.annotations()
+    if not _wanted(annotations):
+        injection.notes.append(f"{workload}: left as it is ({SWITCH}: {annotations[SWITCH]})")
+        return
     known = ", ".join(kind for _, kind in _POD)
-    what = f"it has pods, and its kind is none of {known}; they go past the proxy"
-    return [f"{workload}: not injected: {what}"]
+    injection.warnings.append(
+        f"{workload}: not injected: it has pods, and its kind is none of {known}; they go past the"
+        f" proxy; if they may, annotate it with {SWITCH}: disabled"
+    )
+
+
+def _has_container(value: Value, depth: int) -> bool:
+    """Tell whether there is a container in a value, at whatever place."""
+    if depth == 0 or not isinstance(value, dict | list):
+        return False
+    if isinstance(value, list):
+        return any(_has_container(item, depth - 1) for item in value)
+    found = [each for name in _CONTAINER_LISTS for each in mappings_at(value, name)]
+    found += [each for name in _ONE_CONTAINER if isinstance(each := value.get(name), dict)]
+    return any(text_at(each, "image") is not None for each in found) or any(
+        _has_container(child, depth - 1) for child in value.values()
+    )
 
 
 def _drop(parent: dict[str, Value], name: str, names: Any) -> None:
@@ -271,14 +301,32 @@ def _drop(parent: dict[str, Value], name: str, names: Any) -> None:
         parent[name] = [item for item in items if text_at(item, "name") not in names]
 
 
-def _is_ours(entry: Value) -> bool:
+def _trusted_in(container: dict[str, Value]) -> str:
+    """Return where an earlier injection has the trusted files; other versions had another place."""
+    for mount in mappings_at(container, "volumeMounts"):
+        if text_at(mount, "name") == sidecar.TRUST_VOLUME:
+            return text_at(mount, "mountPath") or sidecar.TRUST
+    return sidecar.TRUST
+
+
+def _is_one_of(variables: dict[str, str], entry: Value) -> bool:
     name, value = text_at(entry, "name"), text_at(entry, "value")
-    return value is not None and sidecar.TRUST_VARIABLES.get(name or "") == value
+    return value is not None and variables.get(name or "") == value
 
 
 def _applications(spec: dict[str, Value]) -> list[dict[str, Value]]:
     """Return every container whose traffic is redirected and that has to trust the proxy."""
     return mappings_at(spec, "initContainers") + mappings_at(spec, "containers")
+
+
+def _check_claims(workload: _Workload) -> None:
+    """Raise ManifestError for a claim of a StatefulSet that would take the place of our volume."""
+    for claim in mappings_at(workload.resource, "spec", "volumeClaimTemplates"):
+        if (clash := text_at(claim, "metadata", "name")) in sidecar.VOLUMES:
+            raise ManifestError(
+                f"volumeClaimTemplates has a {clash!r}, which would take the place of the sidecar's"
+                " volume of that name; rename it"
+            )
 
 
 def _check(spec: dict[str, Value], settings: Settings) -> None:
@@ -308,8 +356,20 @@ def _check(spec: dict[str, Value], settings: Settings) -> None:
                     " container's, or --proxy-port if it is the proxy's"
                 )
         for mount in mappings_at(container, "volumeMounts"):
-            if (text_at(mount, "mountPath") or "").rstrip("/") == sidecar.TRUST:
-                raise ManifestError(f"{called} mounts something else at {sidecar.TRUST}")
+            path = text_at(mount, "mountPath") or ""
+            if _meets_ours(path):
+                raise ManifestError(
+                    f"{called} mounts something of its own at {path}, which is at, above or below"
+                    f" {sidecar.TRUST}, where the certificates to trust are; mount it elsewhere"
+                )
+
+
+def _meets_ours(path: str) -> bool:
+    """Tell whether of a mount and ours one would hide the other, or keep it from being mounted."""
+    ours = PurePosixPath(sidecar.TRUST)
+    # A path without a slash counts from the root in Kubernetes.
+    theirs = PurePosixPath(normpath(f"/{path.lstrip('/')}"))
+    return bool(path) and (ours.is_relative_to(theirs) or theirs.is_relative_to(ours))
 
 
 def _tcp_ports(container: dict[str, Value]) -> list[dict[str, Value]]:
@@ -318,11 +378,21 @@ def _tcp_ports(container: dict[str, Value]) -> list[dict[str, Value]]:
 
 
 def _check_user(parent: dict[str, Value], called: str) -> None:
-    for name in ("runAsUser", "runAsGroup"):
-        if number_at(parent, "securityContext", name) == sidecar.UID:
+    context = at(parent, "securityContext")
+    if number_at(context, "runAsUser") == sidecar.UID:
+        raise ManifestError(
+            f"{called} has runAsUser: {sidecar.UID}, by which the proxy's own traffic is known:"
+            " its traffic would bypass the proxy; give it another"
+        )
+    further = at(context, "supplementalGroups")
+    places: list[tuple[str | int, ...]] = [("runAsGroup",), ("fsGroup",)]
+    if isinstance(further, list):
+        places += [("supplementalGroups", index) for index in range(len(further))]
+    for place in places:
+        if number_at(context, *place) == sidecar.UID:
             raise ManifestError(
-                f"{called} has {name}: {sidecar.UID}, by which the proxy's own traffic is known:"
-                " its traffic would bypass the proxy; give it another"
+                f"{called} has {place[0]}: {sidecar.UID}, the proxy's own group, which a"
+                " redirection may leave alone; give it another"
             )
 
 
@@ -335,12 +405,13 @@ def _warnings(spec: dict[str, Value], settings: Settings) -> list[str]:
     ]
     for container in _applications(spec):
         called = f"container {text_at(container, 'name')!r}"
-        added = at(container, "securityContext", "capabilities", "add")
-        powers = {text_at(power) for power in added} if isinstance(added, list) else set()
         if true_at(container, "securityContext", "privileged"):
             warnings.append(f"{called} is privileged and can undo the redirection")
-        elif found := sorted(_POWERS & powers):
-            warnings.append(f"{called} has {', '.join(found)} and can undo the redirection")
+        elif powers := sorted(_POWERS & _added(container)):
+            warnings.append(
+                f"{called} has {', '.join(powers)}: it can undo the redirection, go past it or pass"
+                " for the proxy"
+            )
         warnings += [
             f"{called} sets {name} itself: it has to trust the certificate in {sidecar.TRUST} on"
             " its own account"
@@ -353,6 +424,13 @@ def _warnings(spec: dict[str, Value], settings: Settings) -> list[str]:
             f"automountServiceAccountToken is off, and rules from {settings.rules} need the token"
         )
     return warnings
+
+
+def _added(container: dict[str, Value]) -> set[str]:
+    """Return the capabilities that it adds, by their plain names: runtimes take several forms."""
+    added = at(container, "securityContext", "capabilities", "add")
+    written = map(text_at, added) if isinstance(added, list) else ()
+    return {name.upper().removeprefix("CAP_") for name in written if name}
 
 
 def _grace(spec: dict[str, Value], settings: Settings) -> tuple[int, bool]:

@@ -28,7 +28,9 @@ _CA_SECRET = "/etc/pointsman/ca"  # noqa: S105 (a directory)
 _POD_INFO = "/etc/pointsman/podinfo"
 _REDIRECT_SCRIPT = "/opt/pointsman/scripts/redirect"
 
-TRUST = "/var/run/pointsman/trust"
+# At the root, where nothing else mounts. Below another mount of a container ours may have no place:
+# node agents have /var/run, read-only, and it is a link in many images.
+TRUST = "/pointsman/trust"
 TRUST_VOLUME = "pointsman-trust"
 VOLUMES = frozenset(
     {
@@ -42,15 +44,21 @@ VOLUMES = frozenset(
     }
 )
 
-_BUNDLE = f"{TRUST}/ca-bundle.pem"
-# Node.js adds to its own roots; the others take the file in place of theirs.
-TRUST_VARIABLES = {
-    "SSL_CERT_FILE": _BUNDLE,
-    "REQUESTS_CA_BUNDLE": _BUNDLE,
-    "CURL_CA_BUNDLE": _BUNDLE,
-    "NODE_EXTRA_CA_CERTS": f"{TRUST}/pointsman-ca.pem",
-    "GIT_SSL_CAINFO": _BUNDLE,
-}
+
+def trust_variables(folder: str) -> dict[str, str]:
+    """Return the environment of an application that has what it is to trust in a folder."""
+    bundle = f"{folder}/ca-bundle.pem"
+    # Node.js adds to its own roots; the others take the file in place of theirs.
+    return {
+        "SSL_CERT_FILE": bundle,
+        "REQUESTS_CA_BUNDLE": bundle,
+        "CURL_CA_BUNDLE": bundle,
+        "NODE_EXTRA_CA_CERTS": f"{folder}/pointsman-ca.pem",
+        "GIT_SSL_CAINFO": bundle,
+    }
+
+
+TRUST_VARIABLES = trust_variables(TRUST)
 
 # What the proxy may take of the grace period for itself: it is told to stop when the applications
 # have ended, and has to be done before the pod is killed.
@@ -125,7 +133,8 @@ def _ca(settings: Settings) -> dict[str, Any]:
 
 
 def _redirect(settings: Settings) -> dict[str, Any]:
-    arguments = ["apply", "-p", str(settings.proxy_port), "-u", str(UID), "-g", str(UID)]
+    # By its user alone: a program that is setgid has a volume's group, which a pod may choose.
+    arguments = ["apply", "-p", str(settings.proxy_port), "-u", str(UID), "-g", "none"]
     for flag, items in (
         ("-q", settings.include_ports),
         ("-o", settings.exclude_ports),
