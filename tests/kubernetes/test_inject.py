@@ -648,6 +648,14 @@ def test_a_claim_with_the_name_of_a_volume_of_ours_is_refused(volume: str) -> No
             injected(yaml.safe_dump(value))
 
 
+@pytest.mark.parametrize("volume", sorted(sidecar.VOLUMES))
+def test_no_application_mounts_a_volume_of_ours(volume: str) -> None:
+    """That of the state has the authority's key, and that of the keys has the providers'."""
+    mounts = f"volumeMounts: [{{name: {volume}, mountPath: /stolen}}]"
+    with pytest.raises(ManifestError, match=f"'shell' mounts '{volume}', a volume of the sidecar"):
+        injected(container(mounts))
+
+
 @pytest.mark.parametrize(
     ("text", "warning"),
     [

@@ -356,12 +356,21 @@ def _check(spec: dict[str, Value], settings: Settings) -> None:
                     " container's, or --proxy-port if it is the proxy's"
                 )
         for mount in mappings_at(container, "volumeMounts"):
-            path = text_at(mount, "mountPath") or ""
-            if _meets_ours(path):
-                raise ManifestError(
-                    f"{called} mounts something of its own at {path}, which is at, above or below"
-                    f" {sidecar.TRUST}, where the certificates to trust are; mount it elsewhere"
-                )
+            _check_mount(mount, called)
+
+
+def _check_mount(mount: dict[str, Value], called: str) -> None:
+    path = text_at(mount, "mountPath") or ""
+    if _meets_ours(path):
+        raise ManifestError(
+            f"{called} mounts something of its own at {path}, which is at, above or below"
+            f" {sidecar.TRUST}, where the certificates to trust are; mount it elsewhere"
+        )
+    if (volume := text_at(mount, "name")) in sidecar.VOLUMES:
+        raise ManifestError(
+            f"{called} mounts {volume!r}, a volume of the sidecar, at {path}; only the sidecar may"
+            " have what is in it"
+        )
 
 
 def _meets_ours(path: str) -> bool:
