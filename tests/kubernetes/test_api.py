@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,28 @@ def test_a_watch_that_never_begins_is_away(
 
     with pytest.raises(AwayError, match="does not answer in time"):
         ask(work)
+
+
+def test_a_watch_that_says_nothing_for_long_ends(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is that of any watch: the server may still be there."""
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.2)
+    assert [event.kind for event in ask(first_events)] == ["OPEN"]
+
+
+def test_an_event_that_never_came_whole_is_no_nonsense(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.2)
+    event = json.dumps({"type": "ADDED", "object": pod("a", "10.0.0.1")}).encode()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield event + b"\n" + event[:20]
+        await asyncio.sleep(1)
+
+    cluster.trouble(lambda r: web.Response(body=half()) if "/pods" in r.path else None)
+    assert [event.kind for event in ask(first_events)] == ["OPEN", "ADDED"]
 
 
 @pytest.mark.parametrize("depth", [5000, 50_000])

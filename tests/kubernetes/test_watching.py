@@ -130,6 +130,41 @@ def test_after_410_everything_is_listed_again(cluster: Cluster) -> None:
     watch(work)
 
 
+def test_a_server_that_is_silent_and_gone_is_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("pointsman.kubernetes.api._ANSWER_SECONDS", 0.2)
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def work(watched: Watched[str]) -> None:
+        await until(lambda: cluster.watching)
+        cluster.hold()
+        await until(lambda: watched.fault and "does not answer in time" in watched.fault.text)
+        assert ips(watched) == ["10.0.0.1"]
+
+    watch(work)
+
+
+def test_a_server_without_bookmarks_is_not_taken_for_one_that_is_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its watches go on where they were, and nothing is listed again."""
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.05)
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def work(watched: Watched[str]) -> None:
+        begun = "watch=true"
+        await until(lambda: len([path for _, path in cluster.seen if begun in path]) > 4)
+        await do(cluster, "apply", pod("a", "10.0.0.2"))
+        await until(lambda: ips(watched) == ["10.0.0.2"])
+        assert watched.fault is None
+
+    watch(work)
+    assert len(lists_of(cluster)) == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_list_after_410_does_not_go_back_in_time(cluster: Cluster) -> None:
     """Though the API server that is asked lags, as lists from its memory may."""
     cluster.apply(pod("a", "10.0.0.1"))

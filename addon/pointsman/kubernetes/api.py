@@ -49,7 +49,9 @@ _ANSWER_SECONDS = 20.0
 # Watches end by themselves, not all at once, and are begun anew where they ended.
 _SHORTEST_WATCH = 240
 _LONGEST_WATCH = 480
-_GRACE_SECONDS = 30.0
+# As long a watch may say nothing: bookmarks come about each minute. A server that is gone without a
+# word (a node that died, a network that broke) would not be noticed before the watch's end.
+_SILENT_SECONDS = 90.0
 
 
 class ApiError(Exception):
@@ -175,22 +177,28 @@ class Api:
     async def watch(self, collection: Collection, version: str) -> AsyncIterator[Event]:
         """Yield what happens to a collection after a version, until the server ends it.
 
+        One that says nothing for long ends too: whether the server is still there, or only sends no
+        bookmarks, turns out when the watch is begun anew.
+
         Raises:
             AwayError: the connection broke; the watch may go on where it was.
             ApiError: as for `list`; status 410: the version is too old.
         """
-        seconds = random.randint(_SHORTEST_WATCH, _LONGEST_WATCH)  # noqa: S311 (no secret)
+        require_client()
+        import httpx  # noqa: PLC0415 (comes with kr8s, an extra)
+
         query = {
             **collection.parameters,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
-            "timeoutSeconds": str(seconds),
+            "timeoutSeconds": str(random.randint(_SHORTEST_WATCH, _LONGEST_WATCH)),  # noqa: S311
         }
-        async with self._asked(collection, query, seconds + _GRACE_SECONDS) as response:
+        async with self._asked(collection, query, _SILENT_SECONDS) as response:
             yield Event("OPEN", {})
-            async for line in _lines(response):
-                yield _event(await _decoded(line))
+            with suppress(httpx.ReadTimeout):
+                async for line in _lines(response):
+                    yield _event(await _decoded(line))
 
     async def patch_status(self, collection: Collection, patch: Object) -> None:
         """Merge a patch into the status of the one object that the collection names.

@@ -1,7 +1,7 @@
 """One collection of objects as the cluster has it, kept up to date by a list and a watch.
 
 The rules that this module keeps:
-- A watch that ends is begun again where it ended, without a list.
+- A watch that ends, or says nothing for long, is begun again where it ended, without a list.
 - After a refusal (`410 Gone` among them) and after nonsense, something may have been missed:
   everything is listed again. A connection that broke means nothing.
 - No list goes back in time: it is not older than what was seen before, be it of another API server.
