@@ -5,7 +5,6 @@ stay. A copy of the objects in use, in a file of the proxy's own, lets it start 
 """
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -16,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
+
+import msgspec
 
 from pointsman.config.backends import Backend
 from pointsman.config.documents import bounded
@@ -252,7 +253,10 @@ class ClusterRules:
 
     def _load(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> LoadedObjects:
         """Load objects. It changes nothing here: in a thread, it may go on when no one waits."""
-        return load_objects(objects.values(), good=good, instance=self._instance)
+        validated = self._loaded.validated if self._loaded else {}
+        return load_objects(
+            objects.values(), good=good, instance=self._instance, validated=validated
+        )
 
     def _take(self, read: LoadedObjects) -> Loaded:
         """Note what is about to go live, tell what is wrong with it, and return it."""
@@ -415,7 +419,7 @@ def _reading(kind: str, *, whole: bool = False) -> Callable[[Object], _Found | N
 
 
 def _digest(objects: object) -> str:
-    return sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+    return sha256(msgspec.json.encode(objects, order="deterministic")).hexdigest()
 
 
 def _texts(value: Any) -> Mapping[str, str]:
@@ -442,7 +446,7 @@ class Copy:
         try:
             with self.path.open("rb") as file:
                 raw = file.read(_MAX_COPY + 1)
-            content = json.loads(raw) if len(raw) <= _MAX_COPY else None
+            content = msgspec.json.decode(raw) if len(raw) <= _MAX_COPY else None
             if isinstance(content, dict) and content.get("source") == self._source:
                 objects = content["objects"]
                 if content["sha256"] == _digest(objects):
@@ -468,8 +472,8 @@ class Copy:
             # `mkstemp` makes it for the owner alone.
             number, beside = mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
             try:
-                with os.fdopen(number, "w", encoding="utf-8") as file:
-                    json.dump(content, file)
+                with os.fdopen(number, "wb") as file:
+                    file.write(msgspec.json.encode(content))
                 Path(beside).replace(self.path)
             except BaseException:
                 Path(beside).unlink(missing_ok=True)
