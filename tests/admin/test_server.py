@@ -1,6 +1,7 @@
 """The admin endpoint over real sockets, in front of a source that says what a test wants."""
 
 import asyncio
+import json
 import logging
 import socket
 import stat
@@ -27,6 +28,7 @@ class Told:
         self.drains: list[bool] = []
         self.asked: list[Mapping[str, int] | None] = []
         self.fault: Exception | None = None
+        self.table: dict[str, Any] = {"routes": []}
 
     async def readiness(self, *, keys: bool = True) -> Readiness:
         if not keys:
@@ -36,7 +38,7 @@ class Told:
     async def config(self) -> dict[str, Any]:
         if self.fault:
             raise self.fault
-        return {"routes": []}
+        return self.table
 
     async def metrics(self) -> bytes:
         return b"pointsman_up 1\n"
@@ -80,6 +82,19 @@ def test_it_answers_probes() -> None:
         assert ready.json() == {"ready": True, "reasons": [], "warnings": [], "under_way": 3}
 
     served(Told(), play)
+
+
+def test_json_is_written_for_people() -> None:
+    told = Told()
+    targets = [{"host": "größe.test", "weight": 2, "path": 'a"\\b\n', "observe": None}]
+    told.table = {"routes": [{"targets": targets, "also": [], "call": {}}], "seconds": 0.5}
+
+    async def play(_: Server, client: httpx.AsyncClient) -> None:
+        answer = await client.get("/config")
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.text == json.dumps(told.table, indent=2, ensure_ascii=False) + "\n"
+
+    served(told, play)
 
 
 def test_what_is_not_ready_says_why() -> None:

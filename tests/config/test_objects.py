@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pointsman.config import loading
 from pointsman.config.credentials import Allowed, CredentialError
+from pointsman.config.documents import Document
 from pointsman.config.loading import Instance, LoadedObjects, load_objects
 from pointsman.config.table import Rule
+from pointsman.config.validation import validate
 from tests.config.test_loading import _VALUES
 
 type Json = dict[str, Any]
@@ -52,8 +55,8 @@ def load(
     **environ: str,
 ) -> LoadedObjects:
     instance = Instance(namespace=home, allowed=allowed or Allowed())
-    good = before.good if before else {}
-    return load_objects(objects, good=good, instance=instance, environ=environ)
+    good, validated = (before.good, before.validated) if before else ({}, {})
+    return load_objects(objects, good=good, instance=instance, environ=environ, validated=validated)
 
 
 def rule(loaded: LoadedObjects, host: str) -> Rule:
@@ -74,6 +77,26 @@ def test_good_objects_are_used_as_files_would_be() -> None:
     assert served(loaded, "llm.test") == ["p"]
     assert loaded.refused == {}
     assert set(loaded.good) == {"LLMProvider a/p", "LLMRoute a/r"}
+
+
+def test_what_has_not_changed_is_not_validated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, gone = provider("bad", path="no-slash"), provider("gone")
+    before = load(P, bad, gone, route("r", "llm.test"))
+    seen = list[str]()
+
+    def counted(document: Document) -> Any:
+        seen.append(document.file)
+        return validate(document)
+
+    monkeypatch.setattr(loading, "validate", counted)
+    after = load(P, bad, changed := route("r", "other.test"), before=before)
+    assert seen == ["LLMRoute a/r"]
+    assert served(after, "other.test") == ["p"]
+    assert after.refused == before.refused
+    assert set(after.validated) == {"LLMProvider a/p", "LLMProvider a/bad", "LLMRoute a/r"}
+    # One that has come back is another one, and so is one that only looks alike.
+    load(P, bad, gone, {**changed}, before=after)
+    assert seen == ["LLMRoute a/r", "LLMProvider a/gone", "LLMRoute a/r"]
 
 
 def test_a_fault_names_its_object_and_field_and_no_line() -> None:

@@ -1,7 +1,8 @@
 """An API server to test against: kmock's emulator, on a socket, with what a real one has besides.
 
 That is: resource versions and generations, watches that go on from a version, `410 Gone` for one
-that is too old, label and field selectors, conflicts, bookmarks; and trouble on demand.
+that is too old, the refusal of a list that is newer than all there is, label and field selectors,
+conflicts, bookmarks; and trouble on demand.
 """
 
 import asyncio
@@ -109,6 +110,12 @@ class ApiServer(KubernetesEmulator):
         return (request.resource, request.namespace, name)
 
     async def _serve_list(self, request: Request) -> Json:
+        since = request.params.get("resourceVersion") or "0"
+        if not since.isdigit():
+            raise KubernetesError(status=400, message="invalid resource version")
+        if int(since) > self.version:
+            details = {"causes": [{"reason": "ResourceVersionTooLarge", "message": "too large"}]}
+            raise KubernetesError(status=504, reason="Timeout", details=details)
         answer: Any = await super()._serve_list(request)
         items = [item for item in answer["items"] if _selected(request, item)]
         return {"kind": "List", "metadata": {"resourceVersion": str(self.version)}, "items": items}
@@ -228,6 +235,23 @@ class Cluster:
         """Forget what was: watches that go on from before now are answered with 410."""
         self._handler.compacted = self._handler.version + 1
         self._handler.version += 1
+
+    def lag(self, kind: str, namespace: str = "default") -> None:
+        """Answer lists of any age (version 0) as the objects are now, as one that lags does."""
+        path = self._path(kind, namespace)
+        now = self._client.get(path).text
+
+        def answer(request: web.BaseRequest) -> web.Response | None:
+            hit = request.path == path and request.query.get("resourceVersion") == "0"
+            old = hit and "watch" not in request.query
+            return web.Response(text=now, content_type="application/json") if old else None
+
+        self.trouble(answer)
+
+    def restore(self) -> None:
+        """Count versions from far below again, as after etcd was restored from a backup."""
+        self._handler.version = 50
+        self._handler.compacted = 0
 
     def trouble(self, trouble: Trouble | None) -> None:
         """Let a function answer requests in the server's stead; None: no more trouble."""

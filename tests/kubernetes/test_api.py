@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,65 @@ def test_a_list_has_what_the_collection_selects(cluster: Cluster) -> None:
         return [names((await api.list(one))[0]) for one in wanted]
 
     assert ask(lists) == [["a", "b"], ["a", "b", "c"], ["a", "c"], ["b"]]
+
+
+def paged(*pages: list[Any]) -> Callable[[web.BaseRequest], web.Response | None]:
+    """Return what answers a list of pods in pages."""
+
+    def answer(request: web.BaseRequest) -> web.Response | None:
+        if "/pods" not in request.path:
+            return None
+        at = int(request.query.get("continue", "0"))
+        if "continue" in request.query and "resourceVersion" in request.query:
+            return web.json_response({"message": "not allowed with continue"}, status=400)
+        metadata = {"resourceVersion": str(7 + at)}
+        if at + 1 < len(pages):
+            metadata["continue"] = str(at + 1)
+        return web.json_response({"metadata": metadata, "items": pages[at]})
+
+    return answer
+
+
+def test_a_list_in_pages_is_read_to_its_end(cluster: Cluster) -> None:
+    pods = [pod(name, "10.0.0.1") for name in "abc"]
+    cluster.trouble(paged(pods[:2], [], pods[2:]))
+    values, version = ask(lambda api: api.list(Collection("v1", "pods", labels="app=x")))
+    assert (names(values), version) == (["a", "b", "c"], "7")
+    asked = [path for _, path in cluster.seen if "/pods" in path]
+    assert all("labelSelector=app" in path for path in asked)
+    assert len(asked) == 3
+
+
+def test_a_list_whose_next_page_has_expired_is_begun_anew(cluster: Cluster) -> None:
+    whole = paged([pod("a", "10.0.0.1")])
+    expired = list[str]()
+
+    def answer(request: web.BaseRequest) -> web.Response | None:
+        if "continue" in request.query:
+            expired.append(request.path)
+            return web.json_response({"code": 410}, status=410)
+        return (whole if expired else paged([], []))(request)
+
+    cluster.trouble(answer)
+    assert names(ask(lambda api: api.list(PODS))[0]) == ["a"]
+    assert len(expired) == 1
+
+
+def test_a_list_without_an_end_is_an_error(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._MOST_PAGES", 3)
+    cluster.trouble(paged(*[[pod("a", "10.0.0.1")]] * 5))
+    with pytest.raises(ApiError, match="its list has more than 3 pages"):
+        ask(lambda api: api.list(PODS))
+
+
+def test_pages_are_no_way_past_the_bound(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = [pod("a", "10.0.0.1")]
+    monkeypatch.setattr("pointsman.kubernetes.api._MAX_LIST", 2 * len(json.dumps(page)))
+    cluster.trouble(paged(page, page, page))
+    with pytest.raises(ApiError, match="its answer is larger than"):
+        ask(lambda api: api.list(PODS))
 
 
 def test_a_watch_goes_on_from_a_list(cluster: Cluster) -> None:
@@ -198,6 +257,28 @@ def test_a_watch_that_never_begins_is_away(
 
     with pytest.raises(AwayError, match="does not answer in time"):
         ask(work)
+
+
+def test_a_watch_that_says_nothing_for_long_ends(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is that of any watch: the server may still be there."""
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.2)
+    assert [event.kind for event in ask(first_events)] == ["OPEN"]
+
+
+def test_an_event_that_never_came_whole_is_no_nonsense(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.2)
+    event = json.dumps({"type": "ADDED", "object": pod("a", "10.0.0.1")}).encode()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield event + b"\n" + event[:20]
+        await asyncio.sleep(1)
+
+    cluster.trouble(lambda r: web.Response(body=half()) if "/pods" in r.path else None)
+    assert [event.kind for event in ask(first_events)] == ["OPEN", "ADDED"]
 
 
 @pytest.mark.parametrize("depth", [5000, 50_000])

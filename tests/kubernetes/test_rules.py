@@ -176,7 +176,7 @@ def test_a_copy_that_can_not_be_written_is_told_once(
     (tmp_path / "file").write_text("", encoding="utf-8")
     copy = Copy(tmp_path / "file" / "copy.json", "kubernetes:")
     for name in ("p", "q"):
-        copy.write({name: provider(name)})
+        copy.write({name: provider(name)}, {})
     assert len(caplog.messages) == 1
     assert "give the proxy a confdir that it can write to" in caplog.text
 
@@ -184,7 +184,7 @@ def test_a_copy_that_can_not_be_written_is_told_once(
 def test_a_damaged_copy_is_none(tmp_path: Path) -> None:
     file = tmp_path / "copy.json"
     copy = Copy(file, "kubernetes:")
-    copy.write({"LLMProvider a/p": provider("p"), "LLMRoute a/r": route("r", "llm.test")})
+    copy.write({"LLMProvider a/p": provider("p"), "LLMRoute a/r": route("r", "llm.test")}, {})
     whole = json.loads(file.read_text(encoding="utf-8"))
     assert list(copy.read() or ()) == ["LLMProvider a/p", "LLMRoute a/r"]
     damaged: list[Any] = [[], None, {}, 0, [5], whole["objects"][:1], [*whole["objects"], 5]]
@@ -212,7 +212,7 @@ def test_a_copy_that_can_not_be_made_leaves_nothing_behind(
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
-    copy.write({"p": {"spec": deep}})
+    copy.write({"p": {"spec": deep}}, {})
     assert list(tmp_path.iterdir()) == []
     assert "the copy of the rules can't be written" in caplog.text
 
@@ -249,9 +249,41 @@ def test_a_namespace_without_objects_is_told(
 
 def test_an_empty_cluster_is_a_copy_too(tmp_path: Path) -> None:
     copy = Copy(tmp_path / "copy.json", "kubernetes:")
-    copy.write({})
+    copy.write({}, {})
     assert copy.read() == {}
     assert json.loads((tmp_path / "copy.json").read_text(encoding="utf-8"))["objects"] == []
+
+
+@pytest.mark.parametrize("versions", [{"LLMRoute": "5"}, {}, {"LLMRoute": 5}, [], None, "x"])
+def test_a_copy_has_the_versions_of_its_objects(tmp_path: Path, versions: Any) -> None:
+    Copy(tmp_path / "copy.json", "kubernetes:").write({}, versions)
+    copy = Copy(tmp_path / "copy.json", "kubernetes:")
+    assert copy.read() == {}
+    assert copy.versions == ({"LLMRoute": "5"} if versions == {"LLMRoute": "5"} else {})
+
+
+def test_a_restart_does_not_go_back_in_time(cluster: Cluster, tmp_path: Path) -> None:
+    """Though the API server that is asked lags, as lists from its memory may."""
+    copy = tmp_path / "copy.json"
+    cluster.apply(provider("p"), namespace="a")
+    cluster.lag("LLMProvider", "a")
+    rules = of("a", copy=copy)
+    assert rules.load().providers == ("p",)
+    cluster.apply(provider("q"), namespace="a")
+
+    async def work(live: Live) -> None:
+        await until(lambda: live.tables and live.tables[-1].providers == ("p", "q"))
+        await until(lambda: '"q"' in copy.read_text(encoding="utf-8"))
+
+    follow(rules, work)
+    again = of("a", copy=copy)
+    assert again.load().providers == ("p", "q")
+
+    async def stays(live: Live) -> None:
+        await until(lambda: len(cluster.watching) == 2)
+        assert not live.tables
+
+    follow(again, stays)
 
 
 # --- as they change -------------------------------------------------------------------------------

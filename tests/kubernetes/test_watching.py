@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from pointsman.kubernetes import watching
-from pointsman.kubernetes.api import Api, AwayError, Collection, Object
+from pointsman.kubernetes.api import ANY, Api, AwayError, Collection, Object
 from pointsman.kubernetes.watching import Watched
 from tests.kubernetes.cluster import DEADLINE, Cluster, pod
 from tests.kubernetes.conftest import beside, until
@@ -49,6 +49,11 @@ def watch(work: Callable[[Watched[str]], Awaitable[None]], where: Collection = P
 
 def ips(watched: Watched[str]) -> list[str]:
     return sorted(watched.items.values())
+
+
+def lists_of(cluster: Cluster) -> list[str]:
+    """Return the paths of the lists that the cluster was asked for."""
+    return [path for _, path in cluster.seen if "/pods?" in path and "watch" not in path]
 
 
 async def do(cluster: Cluster, name: str, *arguments: object) -> None:
@@ -108,8 +113,7 @@ def test_a_broken_watch_goes_on_where_it_broke_off(cluster: Cluster) -> None:
         await until(lambda: ips(watched) == ["10.0.0.5"])
 
     watch(work)
-    lists = [path for _, path in cluster.seen if "/pods?" in path and "watch" not in path]
-    assert len(lists) == 1
+    assert len(lists_of(cluster)) == 1
 
 
 def test_after_410_everything_is_listed_again(cluster: Cluster) -> None:
@@ -122,6 +126,96 @@ def test_after_410_everything_is_listed_again(cluster: Cluster) -> None:
         await do(cluster, "start")
         await do(cluster, "delete", "Pod", "b")
         await until(lambda: ips(watched) == ["10.0.0.1"])
+
+    watch(work)
+
+
+def test_a_server_that_is_silent_and_gone_is_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("pointsman.kubernetes.api._ANSWER_SECONDS", 0.2)
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def work(watched: Watched[str]) -> None:
+        await until(lambda: cluster.watching)
+        cluster.hold()
+        await until(lambda: watched.fault and "does not answer in time" in watched.fault.text)
+        assert ips(watched) == ["10.0.0.1"]
+
+    watch(work)
+
+
+def test_a_server_without_bookmarks_is_not_taken_for_one_that_is_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its watches go on where they were, and nothing is listed again."""
+    monkeypatch.setattr("pointsman.kubernetes.api._SILENT_SECONDS", 0.05)
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def work(watched: Watched[str]) -> None:
+        begun = "watch=true"
+        await until(lambda: len([path for _, path in cluster.seen if begun in path]) > 4)
+        await do(cluster, "apply", pod("a", "10.0.0.2"))
+        await until(lambda: ips(watched) == ["10.0.0.2"])
+        assert watched.fault is None
+
+    watch(work)
+    assert len(lists_of(cluster)) == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_list_after_410_does_not_go_back_in_time(cluster: Cluster) -> None:
+    """Though the API server that is asked lags, as lists from its memory may."""
+    cluster.apply(pod("a", "10.0.0.1"))
+    cluster.lag("Pod")
+
+    async def work(watched: Watched[str]) -> None:
+        await until(lambda: cluster.watching)
+        await do(cluster, "apply", pod("a", "10.0.0.2"))
+        await until(lambda: ips(watched) == ["10.0.0.2"])
+        cluster.compact()
+        await do(cluster, "cut")
+        await until(lambda: len(lists_of(cluster)) == 2)
+        await until(lambda: cluster.watching)
+        assert ips(watched) == ["10.0.0.2"]
+
+    assert watch(work) == 2  # the list has changed nothing
+
+
+@pytest.mark.parametrize("version", ["1000000", "odd"])
+def test_a_version_that_the_server_does_not_have_is_no_obstacle(
+    cluster: Cluster, version: str
+) -> None:
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def whole() -> None:
+        api = Api()
+        watched = Watched(api, PODS, address, lambda: None, since=version)
+        try:
+            await watched.fetch()
+            assert ips(watched) == ["10.0.0.1"]
+            assert watched.version != version
+        finally:
+            await api.close()
+
+    asyncio.run(whole())
+    assert lists_of(cluster)[-1].endswith("resourceVersion=")
+
+
+def test_a_server_that_was_restored_is_followed(cluster: Cluster) -> None:
+    cluster.apply(pod("a", "10.0.0.1"))
+
+    async def work(watched: Watched[str]) -> None:
+        await until(lambda: cluster.watching)
+        cluster.restore()
+        cluster.refuse(410, path="watch=true")
+        await do(cluster, "cut")
+        await until(lambda: watched.fault and "410" in watched.fault.text)
+        cluster.trouble(None)
+        await until(lambda: cluster.watching)
+        await do(cluster, "apply", pod("b", "10.0.0.2"))
+        await until(lambda: ips(watched) == ["10.0.0.1", "10.0.0.2"])
 
     watch(work)
 
@@ -240,7 +334,7 @@ def test_a_server_that_ends_each_watch_at_once_is_asked_ever_more_seldom(
 
 def test_a_watch_that_was_cancelled_ends_though_the_cancellation_was_swallowed() -> None:
     class Swallowing(Api):
-        async def list(self, collection: Collection) -> tuple[list[Object], str]:
+        async def list(self, collection: Collection, since: str = ANY) -> tuple[list[Object], str]:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

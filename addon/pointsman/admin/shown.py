@@ -1,9 +1,10 @@
 """The live table as JSON, for people: what goes where, how it is called, with every key masked."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from pointsman.config.credentials import Credential, CredentialError, KeyFile, mask
 from pointsman.config.problems import shown_field
@@ -48,8 +49,8 @@ def show_table(table: RoutingTable, extra: Extra = lambda _: {}) -> list[Json]:
 
 def fingerprint(table: RoutingTable) -> str:
     """Return a text that two instances share if they route alike; keys do not count."""
-    whole = json.dumps(show_table(table), sort_keys=True, default=str)
-    return hashlib.sha256(whole.encode()).hexdigest()[:_FINGERPRINT_DIGITS]
+    whole = msgspec.json.encode(show_table(table), order="deterministic", enc_hook=str)
+    return hashlib.sha256(whole).hexdigest()[:_FINGERPRINT_DIGITS]
 
 
 def show_key(credential: Credential | None) -> Json:

@@ -15,7 +15,7 @@ owners: `load_objects` lets each stand by itself, so that no one's fault holds u
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from pointsman.config.resources import (
     host_or_wildcard,
 )
 from pointsman.config.table import RoutingTable
-from pointsman.config.validation import extensions, validate
+from pointsman.config.validation import Resource, extensions, validate
 
 __all__ = [
     "BackendUse",
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 type Object = Mapping[str, Any]
+type Validate = Callable[[Document], tuple[Resource | None, list[Problem]]]
 
 _ANY_SIDECAR = Instance()
 # From this likeness on, an API group with one of our kinds is ours with a slip of the pen.
@@ -79,7 +80,7 @@ class Loaded:
         routes: the names of all LLMRoutes, likewise.
         warnings: what is allowed but can hardly be meant.
         skipped: the kinds of other API groups, each once: `Service`, `Deployment (apps/v1)`.
-        extensions: each use of a field that is not one of ASM's own.
+        extensions: each use of a field that is not one of ASM's own; of files alone.
         unresolved: references that lead nowhere; for files they are errors.
         backends: each reference to a server in the cluster.
         files: the text of each file that was read, for `load_kept`; it may hold keys.
@@ -160,10 +161,11 @@ def _loaded(  # noqa: PLR0913 (what is loaded, for whom, and by which rules)
     later: Later,
     without_keys: bool = False,
     kept: bool = False,
+    validate: Validate = validate,
 ) -> Loaded:
     """Load what has been read; `kept`: it was good once."""
     shared = later is Later.ALL  # they are the objects of a cluster, which have many owners
-    manifests, faulty, problems = _validated(readings)
+    manifests, faulty, problems = _validated(readings, validate)
     problems += references.check(manifests, shared=shared)
     unresolved = list(references.unknown_providers(manifests))
     if not shared:
@@ -197,7 +199,7 @@ def _loaded(  # noqa: PLR0913 (what is loaded, for whom, and by which rules)
         providers=tuple(p.resource.metadata.name for p in manifests.providers),
         routes=tuple(r.resource.metadata.name for r in manifests.routes),
         warnings=tuple(_in_order([*unneeded, *left_out, *missing], readings)),
-        extensions=tuple(_in_order(_extensions(manifests), readings)),
+        extensions=() if shared else tuple(_in_order(_extensions(manifests), readings)),
         unresolved=tuple(unresolved),
         backends=tuple(
             BackendUse(route.document.file, field_path(location), backend)
@@ -210,6 +212,15 @@ def _loaded(  # noqa: PLR0913 (what is loaded, for whom, and by which rules)
 
 
 @dataclass(frozen=True, slots=True)
+class Validated:
+    """What came of an object's validation: true of this very `value`, which nobody changes."""
+
+    value: Object = field(repr=False)
+    resource: Resource | None
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedObjects:
     """What came of the objects of a cluster; objects go by `kind namespace/name`.
 
@@ -217,11 +228,13 @@ class LoadedObjects:
         loaded: what can go live.
         good: the objects as they are in use; what `load_objects` wants the next time.
         refused: what is wrong with each that is not in use as it stands.
+        validated: what came of each; `load_objects` wants it the next time.
     """
 
     loaded: Loaded
     good: Mapping[str, Object] = field(repr=False)
     refused: Mapping[str, tuple[Problem, ...]]
+    validated: Mapping[str, Validated] = field(repr=False)
 
 
 def load_objects(
@@ -230,6 +243,7 @@ def load_objects(
     good: Mapping[str, Object],
     instance: Instance,
     environ: Mapping[str, str] | None = None,
+    validated: Mapping[str, Validated] | None = None,
 ) -> LoadedObjects:
     """Load the objects of a cluster, each by itself. It raises nothing for what they say.
 
@@ -239,16 +253,19 @@ def load_objects(
         instance: as for `load`; it has the namespace of the workload, and says which keys may be
             named.
         environ: as for `load`.
+        validated: what came of them the last time: of thousands, few have changed.
     """
     environ = os.environ if environ is None else environ
     environ = calls.AllowedEnvironment(environ, instance.allowed)
     documents = {d.file: d for d in map(Document.of_object, sorted(objects, key=_age))}
     chosen = dict(documents)
     refused: dict[str, tuple[Problem, ...]] = {}
+    found_now: dict[str, Validated] = {}
+    validate = _remembering(validated or {}, found_now)
     while True:
         readings = [Reading(name, [document]) for name, document in chosen.items()]
         try:
-            loaded = _loaded(readings, instance, environ, later=Later.ALL)
+            loaded = _loaded(readings, instance, environ, later=Later.ALL, validate=validate)
             break
         except LoadError as error:
             # Each turn takes something back, so there is an end to it.
@@ -270,7 +287,20 @@ def load_objects(
     }
     table = with_closed(loaded.table, closed)
     in_use = {name: document.value for name, document in chosen.items()}
-    return LoadedObjects(replace(loaded, table=table), in_use, refused)
+    return LoadedObjects(replace(loaded, table=table), in_use, refused, found_now)
+
+
+def _remembering(before: Mapping[str, Validated], now: dict[str, Validated]) -> Validate:
+    """Return what validates each object that was not validated before, and notes all in `now`."""
+
+    def validated(document: Document) -> tuple[Resource | None, list[Problem]]:
+        known = now.get(document.file) or before.get(document.file)
+        if known is None or known.value is not document.value:
+            known = Validated(document.value, *validate(document))
+        now[document.file] = known
+        return known.resource, known.problems
+
+    return validated
 
 
 def _age(value: Object) -> tuple[str, str, str]:
@@ -321,7 +351,7 @@ def _hosts(document: Document, home: str) -> tuple[str, ...]:
 
 
 def _validated(
-    readings: Iterable[Reading],
+    readings: Iterable[Reading], validate: Validate
 ) -> tuple[Manifests, list[Document], list[Problem]]:
     """Return the valid manifests, the documents of faulty providers, and all problems."""
     providers: list[Manifest[LLMProvider]] = []

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from kr8s.asyncio import Api as Client
 
 type Object = Mapping[str, Any]
+type Listed = tuple[list[Object], str]
+
+# What a list may be not older than: `ANY`, as the API server has it in memory, which may lag and
+# which thousands of proxies may ask; `NOW`, as it is in etcd.
+ANY = "0"
+NOW = ""
 
 _MAX_LIST = 64 * 1024 * 1024
+_MOST_PAGES = 1000
 _MAX_EVENT = 4 * 1024 * 1024  # etcd has no object of half that size
 _MAX_ERROR = 64 * 1024
 # So deep is what is kept of an answer that is nested too deep to be decoded at once: far deeper
@@ -42,7 +49,9 @@ _ANSWER_SECONDS = 20.0
 # Watches end by themselves, not all at once, and are begun anew where they ended.
 _SHORTEST_WATCH = 240
 _LONGEST_WATCH = 480
-_GRACE_SECONDS = 30.0
+# As long a watch may say nothing: bookmarks come about each minute. A server that is gone without a
+# word (a node that died, a network that broke) would not be noticed before the watch's end.
+_SILENT_SECONDS = 90.0
 
 
 class ApiError(Exception):
@@ -55,6 +64,10 @@ class ApiError(Exception):
 
 class AwayError(ApiError):
     """The API server can't be reached, or has gone away: what was seen of it still holds."""
+
+
+class _VersionError(ApiError):
+    """The API server does not have the version: too old, newer than all it has, or no version."""
 
 
 class MissingClientError(Exception):
@@ -120,40 +133,72 @@ class Api:
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
-    async def list(self, collection: Collection) -> tuple[list[Object], str]:
+    async def list(self, collection: Collection, since: str = ANY) -> Listed:
         """Return all objects of a collection, and the version that a watch goes on from.
+
+        Args:
+            collection: which objects.
+            since: the version that they are not older than. Where the server does not have it (it
+                was restored, say), they are as they are `NOW`, as client-go lists them then.
 
         Raises:
             ApiError: the server can't be asked, refuses, or answers nonsense.
         """
-        # Version 0: from the API server's memory, which thousands of proxies may ask.
-        query = {**collection.parameters, "resourceVersion": "0"}
-        async with self._asked(collection, query, _READ_SECONDS) as response:
-            answer = await _decoded(await _read(response, _MAX_LIST))
-        items, version = answer.get("items"), resource_version(answer)
-        if not isinstance(items, list) or version is None:
-            raise ApiError("its answer is no list of objects")
-        return [item for item in items if isinstance(item, dict)], version
+        try:
+            return await self._list(collection, since)
+        except _VersionError:
+            return await self._list(collection, NOW)
+
+    async def _list(self, collection: Collection, since: str) -> Listed:
+        found: list[Object] = []
+        first = None
+        size = 0
+        query = {"resourceVersion": since}
+        for _ in range(_MOST_PAGES):
+            asked = {**collection.parameters, **query}
+            async with self._asked(collection, asked, _READ_SECONDS) as response:
+                text = await _read(response, _MAX_LIST)
+            size += len(text)
+            if size > _MAX_LIST:
+                raise _too_large(_MAX_LIST)
+            answer = await _decoded(text)
+            items, version = answer.get("items"), resource_version(answer)
+            if not isinstance(items, list) or version is None:
+                raise ApiError("its answer is no list of objects")
+            found += [item for item in items if isinstance(item, dict)]
+            first = first or version
+            following = answer["metadata"].get("continue")
+            if not isinstance(following, str) or not following:
+                return found, first
+            # Which version the other pages are of is in this; it may not be asked for besides.
+            query = {"continue": following}
+        raise ApiError(f"its list has more than {_MOST_PAGES} pages")
 
     async def watch(self, collection: Collection, version: str) -> AsyncIterator[Event]:
         """Yield what happens to a collection after a version, until the server ends it.
+
+        One that says nothing for long ends too: whether the server is still there, or only sends no
+        bookmarks, turns out when the watch is begun anew.
 
         Raises:
             AwayError: the connection broke; the watch may go on where it was.
             ApiError: as for `list`; status 410: the version is too old.
         """
-        seconds = random.randint(_SHORTEST_WATCH, _LONGEST_WATCH)  # noqa: S311 (no secret)
+        require_client()
+        import httpx  # noqa: PLC0415 (comes with kr8s, an extra)
+
         query = {
             **collection.parameters,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
-            "timeoutSeconds": str(seconds),
+            "timeoutSeconds": str(random.randint(_SHORTEST_WATCH, _LONGEST_WATCH)),  # noqa: S311
         }
-        async with self._asked(collection, query, seconds + _GRACE_SECONDS) as response:
+        async with self._asked(collection, query, _SILENT_SECONDS) as response:
             yield Event("OPEN", {})
-            async for line in _lines(response):
-                yield _event(await _decoded(line))
+            with suppress(httpx.ReadTimeout):
+                async for line in _lines(response):
+                    yield _event(await _decoded(line))
 
     async def patch_status(self, collection: Collection, patch: Object) -> None:
         """Merge a patch into the status of the one object that the collection names.
@@ -290,8 +335,12 @@ async def _read(response: "httpx.Response", most: int) -> bytes:
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > most:
-            raise ApiError(f"its answer is larger than {most // 1024 // 1024} MiB")
+            raise _too_large(most)
     return bytes(body)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(f"its answer is larger than {most // 1024 // 1024} MiB")
 
 
 async def _lines(response: "httpx.Response") -> AsyncIterator[bytes]:
@@ -341,7 +390,7 @@ def _event(value: Object) -> Event:
     if not isinstance(kind, str) or not isinstance(inner, dict):
         raise ApiError("its answer is no event")
     if kind == "ERROR":
-        raise _error(inner.get("code"), inner.get("message"))
+        raise _error(inner.get("code"), inner)
     return Event(kind, inner)
 
 
@@ -349,24 +398,36 @@ async def _refuse_error(response: "httpx.Response") -> None:
     """Raise ApiError unless the answer is a good one."""
     if not response.is_error:
         return
-    try:
-        message = (await _decoded(await _read(response, _MAX_ERROR))).get("message")
-    except ApiError:
-        message = None
-    raise _error(response.status_code, message)
+    told: Object = {}
+    with suppress(ApiError):
+        told = await _decoded(await _read(response, _MAX_ERROR))
+    raise _error(response.status_code, told)
 
 
-def _error(status: object, message: object) -> ApiError:
-    code = status if isinstance(status, int) else None
+def _error(status: object, told: Object) -> ApiError:
+    """Return the error of an answer's status and what it tells (a `Status` of Kubernetes)."""
+    code, message = status if isinstance(status, int) else None, told.get("message")
     said = f": {message}" if isinstance(message, str) and message else ""
-    return ApiError(f"it answers {code}{said}" if code else f"it ends the watch{said}", code)
+    kind = _VersionError if _lacks_version(code, told) else ApiError
+    return kind(f"it answers {code}{said}" if code else f"it ends the watch{said}", code)
+
+
+def _lacks_version(code: int | None, told: Object) -> bool:
+    if code == HTTPStatus.GATEWAY_TIMEOUT:
+        details = told.get("details")
+        causes = details.get("causes") if isinstance(details, dict) else None
+        return any(
+            isinstance(cause, dict) and cause.get("reason") == "ResourceVersionTooLarge"
+            for cause in (causes if isinstance(causes, list) else ())
+        )
+    return code in {HTTPStatus.GONE, HTTPStatus.BAD_REQUEST}
 
 
 def _mapped(error: Exception) -> ApiError:
     """Put what kr8s, httpx and the system raise into words."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
-        return _error(status, None)
+        return _error(status, {})
     name = type(error).__name__
     if isinstance(error, ValueError) and "credentials" in str(error):
         return ApiError("there is neither a kubeconfig nor a service account to ask it with")

@@ -5,7 +5,6 @@ stay. A copy of the objects in use, in a file of the proxy's own, lets it start 
 """
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -16,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
+
+import msgspec
 
 from pointsman.config.backends import Backend
 from pointsman.config.documents import bounded
@@ -30,6 +31,7 @@ from pointsman.config.loading import (
 )
 from pointsman.config.resources import API_VERSION, KINDS
 from pointsman.kubernetes.api import (
+    ANY,
     Api,
     ApiError,
     Collection,
@@ -93,6 +95,7 @@ class ClusterRules:
         self._good: Mapping[str, Object] = {}
         self._loaded: LoadedObjects | None = None
         self._in_use: Mapping[str, Object] | None = None  # as they were listed
+        self._versions: Mapping[str, str] = {}  # of each kind; no list may be older
         self._watched: list[Watched[_Found]] = []
         self._told: frozenset[str] = frozenset()
         self._refused: tuple[Fault, ...] = ()
@@ -127,7 +130,7 @@ class ClusterRules:
             require_client()
         except MissingClientError as error:
             raise self._failed(str(error)) from None
-        kept = self._copy.read() if self._copy else None
+        kept = self._read_copy()
         seconds = START_SECONDS if kept is None else _START_SECONDS_WITH_COPY
         try:
             objects = run_apart(self._fetched(seconds))
@@ -158,17 +161,18 @@ class ClusterRules:
         Faulty objects do not keep the good ones from going live; `refused` is called if that fails.
         """
         api = Api()
+        if self._loaded is None:
+            self._good = self._read_copy() or {}
         self._watched = [
             Watched(
                 api,
                 self._collection(kind),
                 _reading(kind, whole=self._writes_status),
                 self._wakened.set,
+                since=self._versions.get(kind, ANY),
             )
             for kind in KINDS
         ]
-        if self._loaded is None and self._copy:
-            self._good = self._copy.read() or {}
         try:
             async with asyncio.TaskGroup() as group:
                 for watched in self._watched:
@@ -232,6 +236,7 @@ class ClusterRules:
         if found == self._in_use:
             return True
         since = self._failure.since if self._failure else time.time()
+        versions = {kind: w.version for kind, w in zip(KINDS, self._watched, strict=True)}
         try:
             read = await asyncio.to_thread(self._load, found, self._good)
             await go_live(self._take(read))
@@ -242,13 +247,16 @@ class ClusterRules:
             self._in_use = None  # so that they are tried again, whatever they are then
             refused()
             return False
-        self._in_use = found
+        self._in_use, self._versions = found, versions
         await asyncio.to_thread(self._write_copy, read)
         return True
 
     def _load(self, objects: Mapping[str, Object], good: Mapping[str, Object]) -> LoadedObjects:
         """Load objects. It changes nothing here: in a thread, it may go on when no one waits."""
-        return load_objects(objects.values(), good=good, instance=self._instance)
+        validated = self._loaded.validated if self._loaded else {}
+        return load_objects(
+            objects.values(), good=good, instance=self._instance, validated=validated
+        )
 
     def _take(self, read: LoadedObjects) -> Loaded:
         """Note what is about to go live, tell what is wrong with it, and return it."""
@@ -264,9 +272,15 @@ class ClusterRules:
         self._told = frozenset(map(str, problems))
         return replace(read.loaded, warnings=())
 
+    def _read_copy(self) -> Mapping[str, Object] | None:
+        kept = self._copy.read() if self._copy else None
+        if self._copy and kept is not None:
+            self._versions = self._copy.versions
+        return kept
+
     def _write_copy(self, read: LoadedObjects) -> None:
         if self._copy:
-            self._copy.write(read.good)
+            self._copy.write(read.good, self._versions)
 
     async def _tell(self, writer: StatusWriter, named: Mapping[str, _Found]) -> bool:
         """Tell the objects what came of them; return whether all is said."""
@@ -319,12 +333,14 @@ class ClusterRules:
             api = Api()
             try:
                 async with asyncio.timeout(max(until - time.monotonic(), 0)):
-                    found = {}
+                    found, versions = {}, dict[str, str]()
                     for kind in KINDS:
-                        values, _ = await api.list(self._collection(kind))
+                        since = self._versions.get(kind, ANY)
+                        values, versions[kind] = await api.list(self._collection(kind), since)
                         read = _reading(kind)
                         for rule in (f.rule for v in values if (f := read(v)) is not None):
                             found[_name(rule)] = rule
+                    self._versions = versions
                     return found
             except TimeoutError:
                 raise failure from None
@@ -403,14 +419,24 @@ def _reading(kind: str, *, whole: bool = False) -> Callable[[Object], _Found | N
 
 
 def _digest(objects: object) -> str:
-    return sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+    return sha256(msgspec.json.encode(objects, order="deterministic")).hexdigest()
+
+
+def _texts(value: Any) -> Mapping[str, str]:
+    """Return those entries of what should be a mapping that are texts."""
+    given = value if isinstance(value, dict) else {}
+    return {name: text for name, text in given.items() if isinstance(text, str)}
 
 
 class Copy:
-    """A file with the objects in use. It may hold keys, and is for its owner alone (0600)."""
+    """A file with the objects in use. It may hold keys, and is for its owner alone (0600).
+
+    `versions` are those at which the objects that were last read from it had been listed, by kind.
+    """
 
     def __init__(self, path: Path, source: str) -> None:
         self.path = path
+        self.versions: Mapping[str, str] = {}
         self._source = source
         self._written: Mapping[str, Any] | None = None
         self._told = False
@@ -420,28 +446,34 @@ class Copy:
         try:
             with self.path.open("rb") as file:
                 raw = file.read(_MAX_COPY + 1)
-            content = json.loads(raw) if len(raw) <= _MAX_COPY else None
+            content = msgspec.json.decode(raw) if len(raw) <= _MAX_COPY else None
             if isinstance(content, dict) and content.get("source") == self._source:
                 objects = content["objects"]
                 if content["sha256"] == _digest(objects):
+                    self.versions = _texts(content.get("versions"))
                     return {_name(rule): rule for rule in objects}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         return None  # not even a part of it: a host that it lacks would be let past
 
-    def write(self, objects: Mapping[str, Object]) -> None:
+    def write(self, objects: Mapping[str, Object], versions: Mapping[str, str]) -> None:
         """Write them, at once or not at all."""
         if objects == self._written:
             return
         try:
             listed = list(objects.values())
-            content = {"source": self._source, "sha256": _digest(listed), "objects": listed}
+            content = {
+                "source": self._source,
+                "versions": versions,
+                "sha256": _digest(listed),
+                "objects": listed,
+            }
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # `mkstemp` makes it for the owner alone.
             number, beside = mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
             try:
-                with os.fdopen(number, "w", encoding="utf-8") as file:
-                    json.dump(content, file)
+                with os.fdopen(number, "wb") as file:
+                    file.write(msgspec.json.encode(content))
                 Path(beside).replace(self.path)
             except BaseException:
                 Path(beside).unlink(missing_ok=True)

@@ -1,9 +1,10 @@
 """One collection of objects as the cluster has it, kept up to date by a list and a watch.
 
 The rules that this module keeps:
-- A watch that ends is begun again where it ended, without a list.
+- A watch that ends, or says nothing for long, is begun again where it ended, without a list.
 - After a refusal (`410 Gone` among them) and after nonsense, something may have been missed:
   everything is listed again. A connection that broke means nothing.
+- No list goes back in time: it is not older than what was seen before, be it of another API server.
 - While the API server can't be asked, what is known stays. It is asked again after a pause that
   doubles, up to `_LONGEST_PAUSE`, with jitter, as thousands of others do the same.
 - A fault is logged when it comes and when it is over, not each time.
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 from pointsman.config.faults import Fault
 from pointsman.kubernetes.api import (
+    ANY,
     Api,
     ApiError,
     AwayError,
@@ -43,43 +45,46 @@ class Watched[T]:
     `changed` is called whenever `items` are others than before, and when they are known for the
     first time, `failed` when there is another fault. `fault` says why they may be out of date,
     None: they are not. `listed_none`: that there are none was said by a list, and not by the
-    deletion of the last.
+    deletion of the last. `version` is the last that was seen; `since`, of an earlier time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what is watched, what for, and from when on)
         self,
         api: Api,
         collection: Collection,
         read: Callable[[Object], T | None],
         changed: Callable[[], None],
         failed: Callable[[], None] = lambda: None,
+        *,
+        since: str = ANY,
     ) -> None:
         self.items: dict[Key, T] = {}
         self.known = False
         self.listed_none = False
         self.fault: Fault | None = None
+        self.version = since
         self._api = api
         self._collection = collection
         self._read = read
         self._changed = changed
         self._failed = failed
-        self._version: str | None = None
+        self._to_list = True
         self._failures = 0
 
     async def run(self) -> None:
         """Keep up to date, until cancelled."""
         while True:
             try:
-                if self._version is None:
+                if self._to_list:
                     await self.fetch()
-                await self._follow(self._version or "")
+                await self._follow()
             except ApiError as error:
                 if not isinstance(error, AwayError):
-                    self._version = None
+                    self._to_list = True
                 self._tell(error)
                 self._failures += 1
             except Exception as error:
-                self._version = None
+                self._to_list = True
                 logger.exception("what the Kubernetes API says can't be used")
                 self._tell(ApiError(f"what it says can't be used ({type(error).__name__})"))
                 self._failures += 1
@@ -89,26 +94,27 @@ class Watched[T]:
 
     async def fetch(self) -> None:
         """List everything, once. Raises ApiError."""
-        values, self._version = await self._api.list(self._collection)
+        values, self.version = await self._api.list(self._collection, self.version)
         items = {}
         for value in values:
             key = _key(value)
             if key is not None and (item := self._read(value)) is not None:
                 items[key] = item
+        self._to_list = False
         self.listed_none = not items
         if items != self.items or not self.known:
             self.items, self.known = items, True
             self._changed()
 
-    async def _follow(self, version: str) -> None:
+    async def _follow(self) -> None:
         """Follow a watch to its end. Raises ApiError."""
         began = time.monotonic()
-        async for event in self._api.watch(self._collection, version):
+        async for event in self._api.watch(self._collection, self.version):
             if event.kind == "OPEN":
                 self._well()
                 continue
             self._failures = 0
-            self._version = event.version or self._version
+            self.version = event.version or self.version
             if event.kind != "BOOKMARK":
                 self._take(event)
         # One that ends as soon as it begins, again and again, is a fault like others.

@@ -177,7 +177,7 @@ class Endpoint:
             "version": pointsman.__version__,
             "rules": self._rules,
             "liveSince": self._live_since,
-            "fingerprint": fingerprint(table),
+            "fingerprint": await asyncio.to_thread(fingerprint, table),
             "refused": _told(faults, "refused"),
             "outdated": _told(faults, "outdated"),
             "options": _options(),

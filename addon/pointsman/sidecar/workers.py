@@ -1,12 +1,12 @@
 """What the admin endpoint of the supervisor shows: that of all workers, as one."""
 
 import asyncio
-import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, override
 from urllib.parse import urlencode
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -150,7 +150,7 @@ class Workers:
                 request_timeout=_SECONDS if seconds is None else seconds,
                 raise_error=False,
             )
-            found = json.loads(answer.body)
+            found = msgspec.json.decode(answer.body)
         except (HTTPClientError, OSError, ValueError):
             return SilentError("does not answer")
         if answer.code not in _ANSWERS or not isinstance(found, dict):
