@@ -96,6 +96,20 @@ def test_a_failing_provider_is_not_called_until_its_time_is_over(
         assert tried(proxy) == "first=200"
 
 
+def test_a_provider_whose_good_answers_are_errors_is_set_aside(start: Callable[..., Stage]) -> None:
+    proxy, first, second = start()
+    first.provider.script = lambda _: Reply.json({"error": {"message": "overloaded"}})
+    for _ in range(2):
+        assert ask(proxy).json() == {"error": {"message": "overloaded"}}
+        entry = proxy.entry()
+        assert (entry["status"], entry["flags"]) == (200, ["UE"])
+        assert entry["error"] == entry["attempts"][0]["error"] == "error in the answer"
+    said(ask(proxy))
+    assert tried(proxy) == "second=200"
+    first.calls(2)
+    second.calls(1)
+
+
 def test_one_request_probes_at_a_time(start: Callable[..., Stage]) -> None:
     proxy, first, _ = start()
     first.provider.script = lambda _: BUSY

@@ -259,7 +259,9 @@ def test_a_stream_that_stops_ends_with_an_error_event(stage: Stage, client: http
 def test_a_later_error_event_is_the_clients(stage: Stage, client: httpx.Client) -> None:
     assert collect(client, "error.test", stream=True) == (200, ROLE + WORD + SSE_ERROR, True)
     stage.good.calls(0)
-    assert_entry(stage.proxy.entry(), status=200, flags=[])
+    entry = stage.proxy.entry()
+    assert_entry(entry, status=200, flags=["UE"], error="error in the answer")
+    assert [attempt["error"] for attempt in entry["attempts"]] == ["error in the answer"]
 
 
 @pytest.mark.parametrize("name", ["cut-json", "reset-json", "idle-json"])

@@ -11,6 +11,7 @@ from pointsman.demo.authority import Authority
 from pointsman.demo.openai_answers import Answer, chat_events
 from pointsman.demo.provider import Provider, Reply
 from pointsman.demo.server import ThreadedServer
+from tests.e2e.conftest import StartFar, StartProxy
 from tests.e2e.harness import (
     DEADLINE,
     Far,
@@ -29,6 +30,8 @@ from tests.e2e.harness import (
 )
 
 pytestmark = pytest.mark.e2e
+
+SECONDS = 0.3  # see scripts/slow_shaper.py
 
 KEYS = {"KEY": "sk-shape-60b7c3"}
 TEXT = "This is shape with m. You said: Good day"
@@ -284,3 +287,16 @@ def test_an_answer_that_stops_while_it_is_folded_is_a_504(stage: Stage) -> None:
         )
     assert_refused(answer, 504, "upstream_timeout")
     assert_entry(stage.proxy.entry(), status=504, flags=["UT"])
+
+
+def test_the_time_that_shaping_takes_is_ours(
+    start_far: StartFar, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    far = start_far("openai", "api.openai.com", "OPENAI_API_KEY")
+    provider = far.manifest(configs=openai_config(apiKey="${OPENAI_API_KEY}", stream=True))
+    write_rules(tmp_path / "rules", provider)
+    proxy = start_proxy(tmp_path / "rules", scripts=["slow_shaper.py"])
+    with proxy.client() as client:
+        said(client.post("http://api.openai.com/v1/chat/completions", json=chat(model="m")))
+    assert proxy.entry()["overhead_ms"] >= SECONDS * 1000
+    far.call()

@@ -31,7 +31,7 @@ RULES = RulesReading(
     providers=PROVIDERS,
 )
 APIS = ("openai-chat", "openai-completions", "openai-embeddings", "anthropic-messages", "gemini")
-FLAGS = ("NR", "UH", "UF", "UC", "UT", "SI", "UPE", "DC", "DPE", "OB", "IE")
+FLAGS = ("NR", "UH", "UF", "UC", "UT", "SI", "UPE", "UE", "DC", "DPE", "OB", "IE")
 
 
 def exchange(number: int, chance: random.Random) -> Exchange:

@@ -228,10 +228,14 @@ class TestCalls:
         scope.record(
             exchange(status=429),
             exchange(status=502, flags=["UF"], error="upstream_failure"),
-            exchange(error="error event in the answer"),
+            exchange(flags=["UE"], error="error in the answer"),
         )
         name = "gen_ai_client_operation_duration_seconds_count"
-        assert scope.labels(name, "error_type") == {"429": 1, "connect_failure": 1, "_OTHER": 1}
+        assert scope.labels(name, "error_type") == {
+            "429": 1,
+            "connect_failure": 1,
+            "stream_error": 1,
+        }
 
     def test_only_streams_have_a_first_chunk(self, scope: Scope) -> None:
         times = ChunkTimes(100.3)

@@ -446,10 +446,12 @@ class AttemptingStream(HttpStream):
         try:
             if isinstance(event, ResponseData):
                 ours.pass_on(event.data)
-                shaper.feed(event.data)
+                with ours.timed():
+                    shaper.feed(event.data)
             elif isinstance(event, ResponseEndOfMessage):
                 ours.pass_on(b"")
-                shaped = shaper.close()
+                with ours.timed():
+                    shaped = shaper.close()
                 response = self._held.response
                 self._held = self._shaper = None
                 ours.answered(response.status_code, None)

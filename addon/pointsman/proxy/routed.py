@@ -8,7 +8,8 @@ the client's own, which is masked on the flow and kept aside.
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
@@ -53,6 +54,7 @@ from pointsman.routing.rewriting import (
 from pointsman.telemetry.chunks import ChunkTimes
 from pointsman.telemetry.content import Kept
 from pointsman.telemetry.exchange import Attempt, Exchange, UsageSource, name_of
+from pointsman.telemetry.verdicts import is_error
 
 logger = logging.getLogger(__name__)
 
@@ -622,6 +624,15 @@ class RoutedRequest:
         # Never [b""]: in chunked framing an empty chunk is the end of the body.
         return [passed] if passed else []
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of what is done within as ours."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.exchange.overhead += time.perf_counter() - started
+
     def _time_chunks(self, answer: Answer, now: float) -> None:
         """Note when the first content of a stream came, and how long what follows takes."""
         reader, exchange = answer.reader, self.exchange
@@ -679,8 +690,12 @@ class RoutedRequest:
         if self.flow.response is not None and status is None:
             exchange.status = self.flow.response.status_code
         if self.call is not None:
-            self.call.attempt.end(now, error=error)
-            self._judge(self.call.target, whole=source == "response")
+            said = None if error else self._error_said()
+            if said:
+                exchange.flag("UE")
+                exchange.error = exchange.error or said
+            self.call.attempt.end(now, error=error or said)
+            self._judge(self.call.target, whole=source == "response", good=not said)
         else:
             self._free_probe()  # answered without a call
         self._occupy(None)
@@ -722,12 +737,20 @@ class RoutedRequest:
         """Whether the request's body is needed when the exchange ends, for its span."""
         return self._said is not None
 
-    def _judge(self, target: Target | None, *, whole: bool) -> None:
+    def _error_said(self) -> str | None:
+        """Return the error that an answer of a good status has turned out to be, if it has."""
+        reader = self.answer.reader if self.answer else None
+        good = self.exchange.status is not None and not is_error(self.exchange.status, None)
+        return "error in the answer" if good and reader is not None and reader.failed else None
+
+    def _judge(self, target: Target | None, *, whole: bool, good: bool) -> None:
         """Tell the target's health how an answer that began well has ended."""
         if target is None:
             return
         now = time.monotonic()
-        if whole and self._answering:
+        if not good and self._answering:
+            self._router.health.failed(target, now)
+        elif whole and self._answering:
             self._router.health.succeeded(target, now)
         elif not whole:
             self._router.health.abandoned(target, now)
@@ -752,8 +775,6 @@ class RoutedRequest:
         reader, exchange = self.answer.reader if self.answer else None, self.exchange
         if self.answer is None or reader is None or self.call is None:
             return
-        if reader.failed and exchange.error is None and (exchange.status or 0) < 400:  # noqa: PLR2004
-            exchange.error = "error event in the answer"
         self.answer.account(exchange, self.call.attempt.provider_host, source)
         if reader.fault is not None:
             self._router.tell_fault(self.call.attempt.provider_host, reader.fault)

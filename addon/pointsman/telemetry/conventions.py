@@ -60,6 +60,7 @@ _ERRORS_BY_FLAG = {
     "UT": "timeout",
     "SI": "stalled",
     "UPE": "protocol_error",
+    "UE": "stream_error",
     "DC": "client_disconnected",
     "DPE": "bad_request",
     "OM": "overloaded",

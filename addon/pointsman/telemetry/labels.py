@@ -56,6 +56,7 @@ _OUTCOMES = {
     "client disconnected": "client_disconnected",
     "connect_timeout": "connect_failure",
     "drain_timeout": "stopped",
+    "error in the answer": "stream_error",
     "idle_timeout": "stalled",
     "internal_error": "internal_error",
     "no chunk in time": "timeout",

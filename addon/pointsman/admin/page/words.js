@@ -10,6 +10,7 @@ export const FLAGS = {
   UT: "no first byte in time",
   SI: "the provider stopped midway",
   UPE: "the provider's answer is not HTTP",
+  UE: "the provider answered 200, and then an error",
   DC: "the client left",
   DPE: "the client's request can't be routed",
   OB: "observed only",
