@@ -351,6 +351,7 @@ class Console:
         self._master, terminal = os.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 120, 0, 0))
         options = [f"confdir={confdir}", f"llm_rules={rules}", "console_flowlist_layout=list"]
+        options.append("llm_admin=off")  # its port may be another's
         self._process = subprocess.Popen(
             [
                 *(str(PROGRAMS / "mitmproxy"), "-s", str(ADDON)),
@@ -391,7 +392,11 @@ class Console:
         os.write(self._master, keys.encode())
 
     def shows(self, text: str) -> None:
-        eventually(lambda: text in self.seen, what=f"{text!r} on the screen")
+        try:
+            eventually(lambda: text in self.seen, what=f"{text!r} on the screen")
+        except AssertionError as error:
+            error.add_note(self.seen[-4000:])
+            raise
 
     @property
     def seen(self) -> str:
