@@ -210,9 +210,19 @@ def test_a_body_that_was_left_out_is_unknown(tmp_path: Path) -> None:
     without = [
         entry(postData={"mimeType": "multipart/form-data", "params": []}, bodySize=500),
         entry(postData={}, headers=[{"name": "Content-Length", "value": "500"}]),
+        entry(postData={}, headers=[{"name": "Transfer-Encoding", "value": "chunked"}]),
     ]
     found = read(har(tmp_path, *without), "--rules", rules(tmp_path, "new"))
-    assert found["outcomes"] == {"unknown": 2}
+    assert found["outcomes"] == {"unknown": 3}
+
+
+def test_urls_that_are_written_for_people_are_read(tmp_path: Path) -> None:
+    urls = ["http://front/schön?key=…", "http://front/a%20b", "https://shöp.test/ü"]
+    found = read(
+        har(tmp_path, *(entry(url, headers=[]) for url in urls)), "--rules", rules(tmp_path, "new")
+    )
+    assert (found["requests"], found["skipped"]) == (3, 0)
+    assert found["outcomes"] == {"re-routed": 2, "untouched": 1}
 
 
 def test_a_capture_without_requests_is_no_success(tmp_path: Path) -> None:

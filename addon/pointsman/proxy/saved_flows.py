@@ -1,11 +1,13 @@
 """Saved traffic, of mitmproxy or as HAR, as the requests that routing sees."""
 
 import json
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from mitmproxy import exceptions, http
 from mitmproxy.flow import Flow
@@ -67,14 +69,17 @@ def _har(file: BinaryIO) -> Iterator[Flow | None]:
 def _har_flow(entry: Any) -> Flow | None:
     try:
         request = entry["request"]
-        if not str(request["url"]).startswith(("http://", "https://")):
+        url = str(request["url"])
+        if not url.startswith(("http://", "https://")):
             return None
         text = request.get("postData", {}).get("text")
-        declared = [h["value"] for h in request["headers"] if h["name"].lower() == "content-length"]
+        headers = {h["name"].lower(): h["value"] for h in request["headers"]}
         size = request.get("bodySize") or 0
-        left_out = text is None and (size > 0 or declared not in ([], ["0"]))
+        declared = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        left_out = text is None and (size > 0 or declared)
         # What became of it is no matter: a browser leaves that out of what it has blocked.
         sent = {name: value for name, value in request.items() if name != "postData" or text}
+        sent["url"] = url if url.isascii() else _in_ascii(url)
         given = {**_NO_ANSWER, **entry, "request": sent, "response": _NO_ANSWER["response"]}
         flow = request_to_flow(given)
     except (ValueError, KeyError, TypeError, AttributeError, exceptions.OptionsError):
@@ -82,6 +87,15 @@ def _har_flow(entry: Any) -> Flow | None:
     if left_out:
         flow.request.raw_content = None
     return flow
+
+
+def _in_ascii(url: str) -> str:
+    """Return a URL as it goes over the wire; browsers save it as people read it."""
+    parts = urlsplit(url)
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return urlunsplit(
+        parts._replace(netloc=parts.netloc.encode("idna").decode(), path=path, query=query)
+    )
 
 
 _NO_ANSWER: dict[str, Any] = {
