@@ -159,3 +159,30 @@ def test_a_model_that_is_no_name_does_not_fill_the_log(
     assert len(json.loads(call.body)["model"]) == 1_000_000
     entry = proxy.entry()
     assert entry["client_model"] == entry["request_model"] == "m" * 256 + "…"
+
+
+def test_a_file_that_was_rotated_away_is_opened_anew_and_no_line_is_lost(
+    start_proxy: StartProxy, openai: Far, tmp_path: Path
+) -> None:
+    log, old = tmp_path / "access.log", tmp_path / "access.log.1"
+    rules = write_rules(tmp_path / "rules", openai.manifest())
+    proxy = start_proxy(rules, "--set", f"llm_access_log={log}")
+    asked = 0
+
+    def lines() -> int:
+        files = (one for one in (old, log) if one.exists())
+        return sum(len(one.read_text(encoding="utf-8").splitlines()) for one in files)
+
+    with proxy.client() as client:
+
+        def ask() -> bool:
+            nonlocal asked
+            asked += 1
+            return client.post(CHAT, json=chat(model="m")).status_code == 200
+
+        assert ask()
+        eventually(lambda: lines() == 1, what="the first line")
+        log.rename(old)
+        eventually(lambda: ask() and log.exists(), what="a new file")
+    eventually(lambda: lines() == asked, what="a line for each request")
+    openai.calls(asked)

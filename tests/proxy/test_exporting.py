@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 from mitmproxy import exceptions
 
-from pointsman.proxy.exporting import Exporting
+from pointsman.proxy.exporting import _LOGGERS, _QUOTING, Exporting
 from pointsman.proxy.router import Router
+from pointsman.telemetry.exchange import Exchange
 from tests.e2e.harness import LOOPBACK, closed_port, eventually
 
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -32,6 +33,12 @@ def exporting(router: Router) -> Iterator[Exporting]:
 
 def running() -> set[str]:
     return THREADS & {thread.name for thread in threading.enumerate()}
+
+
+def forget_what_was_told() -> None:
+    for name in (*_LOGGERS, *_QUOTING):
+        for one in logging.getLogger(name).filters:
+            vars(one).update({"_told": float("-inf")} if "_told" in vars(one) else {})
 
 
 def test_without_being_asked_for_no_content_is_kept(router: Router, exporting: Exporting) -> None:
@@ -93,9 +100,7 @@ def test_the_log_hears_of_the_collector_once_a_minute_in_one_short_line(
     exporting.switch(on=True)
     names = ("trace_exporter", "metric_exporter")
     loggers = [logging.getLogger(f"opentelemetry.exporter.otlp.proto.http.{n}") for n in names]
-    for logger in loggers:
-        for one in logger.filters:
-            vars(one)["_told"] = float("-inf")  # another test may just have told of something
+    forget_what_was_told()
     caplog.clear()
     for number in range(10):
         loggers[number % 2].error("it failed: %s", "two\nlines " * 1000)
@@ -103,3 +108,61 @@ def test_the_log_hears_of_the_collector_once_a_minute_in_one_short_line(
     assert told.levelno == logging.WARNING
     assert told.getMessage().startswith("OTLP: it failed: two lines")
     assert len(told.getMessage()) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key: SECRET"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x=SECRETé"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "api.key SECRET"),
+    ],
+)
+def test_an_entry_that_can_not_be_read_is_told_once_and_not_quoted(
+    exporting: Exporting,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+) -> None:
+    exporting.switch(on=True)
+    exporting.switch(on=False)
+    forget_what_was_told()
+    caplog.clear()
+    monkeypatch.setenv(name, value)
+    exporting.switch(on=True)
+    told = [one.getMessage() for one in caplog.records if "nvalid" in one.getMessage()]
+    assert len(told) == 1
+    assert "SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("_HEADERS", "x=SECRET%0d%0ay:z", "reason: InvalidHeader"),
+        ("_TRACES_ENDPOINT", f"{LOOPBACK}/SECRET", "reason: MissingSchema"),
+        (
+            "_TRACES_ENDPOINT",
+            f"http://u:SECRET@{LOOPBACK}:{closed_port()}/v1?token=SECRET",
+            f"ConnectionError, Connection refused ({LOOPBACK})",
+        ),
+    ],
+    ids=lambda case: case[2],
+)
+def test_why_a_batch_is_lost_is_told_without_a_credential(
+    router: Router,
+    exporting: Exporting,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: tuple[str, str, str],
+) -> None:
+    name, value, said = case
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP{name}", value)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    exporting.switch(on=True)
+    forget_what_was_told()
+    router.sinks.emit(Exchange("r", host="h", method="POST", path="/", client=None, started=1.0))
+    eventually(lambda: said in caplog.text, what="a line about it")
+    assert "SECRET" not in caplog.text

@@ -1,5 +1,6 @@
-"""How many finished flows a UI keeps."""
+"""How much a UI keeps: flows that have ended, and messages of those that go on."""
 
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,10 @@ from mitmproxy import exceptions
 from mitmproxy.addons.view import View
 from mitmproxy.flow import Flow
 from mitmproxy.http import HTTPFlow
+from mitmproxy.tcp import TCPFlow, TCPMessage
 from mitmproxy.test import tflow
+from mitmproxy.websocket import WebSocketMessage
+from wsproto.frame_protocol import Opcode
 
 from pointsman.proxy.keeping import KeepFlows
 from pointsman.proxy.showing import MARKERS
@@ -164,3 +168,41 @@ def test_a_program_without_a_view_is_left_alone() -> None:
     assert added == []
     ui = UI(1)
     assert ui.added == [ui.keeping]
+
+
+class TestMessages:
+    """Those of connections under way, as mitmproxy's layers add and tell of them."""
+
+    @staticmethod
+    def over_websocket(sizes: Iterable[int], *, live: bool = True) -> list[int]:
+        ui, flow = UI(0), tflow.twebsocketflow()
+        flow.live = live
+        assert flow.websocket is not None
+        flow.websocket.messages.clear()
+        for size in sizes:
+            message = WebSocketMessage(Opcode.BINARY, from_client=False, content=bytes(size))
+            flow.websocket.messages.append(message)
+            ui.keeping.websocket_message(flow)
+        return [len(message.content) for message in flow.websocket.messages]
+
+    @staticmethod
+    def over_tcp(sizes: Iterable[int], *, live: bool = True) -> list[int]:
+        ui, flow = UI(0), TCPFlow(tflow.tclient_conn(), tflow.tserver_conn())
+        flow.live = live
+        for size in sizes:
+            flow.messages.append(TCPMessage(from_client=True, content=bytes(size)))
+            ui.keeping.tcp_message(flow)
+        return [len(message.content) for message in flow.messages]
+
+    @pytest.mark.parametrize("kept", [over_websocket, over_tcp])
+    def test_the_latest_are_kept_within_bounds(self, kept: Callable[..., list[int]]) -> None:
+        megabyte = 1024 * 1024
+        assert kept([1, 2, 3]) == [1, 2, 3]
+        assert kept(range(1500)) == list(range(500, 1500))
+        assert kept([7, *[megabyte] * 16]) == [megabyte] * 16
+        assert kept([1, 20 * megabyte]) == [20 * megabyte]
+        assert kept([20 * megabyte, 1]) == [1]
+
+    @pytest.mark.parametrize("kept", [over_websocket, over_tcp])
+    def test_what_is_loaded_from_a_file_is_whole(self, kept: Callable[..., list[int]]) -> None:
+        assert len(kept([0] * 1500, live=False)) == 1500

@@ -119,12 +119,72 @@ def test_bytes_of_a_client_that_are_no_text_do_not_cost_the_line(tmp_path: Path)
     assert list(line) == ["event", "timestamp", *access_log_entry(exchange())]
 
 
-class TestFailing:
-    @pytest.fixture
-    def warnings(self, caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-        caplog.set_level(logging.WARNING, "pointsman")
-        return lambda: sum("access log" in record.message for record in caplog.records)
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    caplog.set_level(logging.WARNING, "pointsman")
+    return lambda: sum("access log" in record.message for record in caplog.records)
 
+
+class TestRotation:
+    @pytest.fixture(autouse=True)
+    def looked_at_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pointsman.telemetry.access_log._LOOK_SECONDS", 0.0)
+
+    @staticmethod
+    def ids(path: Path) -> list[str]:
+        return [line["request_id"] for line in read(path)]
+
+    @pytest.mark.parametrize("created", [False, True])
+    def test_a_file_that_was_moved_is_opened_anew(self, tmp_path: Path, created: bool) -> None:
+        path, old = tmp_path / "log", tmp_path / "log.1"
+        with open_log(path) as log:
+            log.emit(exchange("r1"))
+            log.emit(exchange("r2"))
+            first = log._file
+            path.rename(old)
+            if created:  # by who has moved it
+                path.touch()
+            log.emit(exchange("r3"))
+            log.emit(exchange("r4"))
+            assert first is not None
+            assert first.closed
+            assert (self.ids(old), self.ids(path)) == (["r1", "r2"], ["r3", "r4"])
+
+    def test_a_file_that_was_removed_is_made_again(self, tmp_path: Path) -> None:
+        with open_log(tmp_path / "log") as log:
+            (tmp_path / "log").unlink()
+            log.emit(exchange("r1"))
+        assert self.ids(tmp_path / "log") == ["r1"]
+
+    def test_where_it_can_not_be_opened_the_old_file_is_written_to(
+        self, tmp_path: Path, warnings: Callable[[], int]
+    ) -> None:
+        path, old = tmp_path / "log", tmp_path / "log.1"
+        with open_log(path) as log:
+            path.rename(old)
+            path.mkdir()
+            log.emit(exchange("r1"))
+            log.emit(exchange("r2"))
+            assert self.ids(old) == ["r1", "r2"]
+            assert warnings() == 1
+            path.rmdir()
+            log.emit(exchange("r3"))
+        assert self.ids(path) == ["r3"]
+        assert warnings() == 1
+
+    def test_it_is_not_looked_at_for_each_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pointsman.telemetry.access_log._LOOK_SECONDS", 1e9)
+        path, old = tmp_path / "log", tmp_path / "log.1"
+        with open_log(path) as log:
+            path.rename(old)
+            log.emit(exchange("r1"))
+        assert self.ids(old) == ["r1"]
+        assert not path.exists()
+
+
+class TestFailing:
     def test_a_write_that_fails_is_told_once(
         self, tmp_path: Path, warnings: Callable[[], int]
     ) -> None:

@@ -321,6 +321,16 @@ def test_a_copy_has_a_trace_of_its_own_with_a_link() -> None:
     assert sent["traceparent"].startswith(f"00-{context}-")
 
 
+@pytest.mark.parametrize(
+    ("flags", "passed_on"), [("00", "00"), ("01", "01"), ("02", "02"), ("03", "03"), ("ff", "03")]
+)
+def test_that_a_traces_id_is_random_is_passed_on(flags: str, passed_on: str) -> None:
+    spans = Spans()
+    theirs = {"traceparent": f"00-{TRACE}-{PARENT}-{flags}"}
+    (sent,) = carry(spans, exchange(trace_context=theirs), attempt())
+    assert sent["traceparent"].endswith(f"-{passed_on}")
+
+
 def test_a_copy_of_what_is_not_sampled_is_not_recorded() -> None:
     spans = Spans()
     unsampled = {"traceparent": f"00-{TRACE}-{PARENT}-00"}

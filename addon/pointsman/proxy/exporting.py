@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from mitmproxy import exceptions
 
@@ -171,10 +172,16 @@ def _sizes(environment: Mapping[str, str]) -> tuple[int | None, int | None]:
 
 
 class _OnceAMinute(logging.Filter):
-    """Keeps a collector that is away from filling the log: its batches fail every few seconds."""
+    """Keeps a collector that is away from filling the log: its batches fail every few seconds.
 
-    def __init__(self) -> None:
+    Args:
+        quotes: whether texts may stand in the line. Exceptions never do as they are: they quote
+            the headers and the address, which may have credentials.
+    """
+
+    def __init__(self, *, quotes: bool) -> None:
         super().__init__()
+        self._quotes = quotes
         self._told = float("-inf")
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -184,10 +191,31 @@ class _OnceAMinute(logging.Filter):
         self._told = now
         # That telemetry is lost is no fault of a request's.
         record.levelno, record.levelname = logging.WARNING, "WARNING"
+        if isinstance(record.args, tuple):
+            record.args = tuple(self._quoted(one) for one in record.args)
         said = " ".join(record.getMessage().split())
         record.msg, record.args = f"OTLP: {said[:_LONGEST_LINE]}", ()
         record.exc_info = record.exc_text = record.stack_info = None
         return True
+
+    def _quoted(self, value: object) -> object:
+        if isinstance(value, BaseException):
+            return _in_short(value)
+        return value if self._quotes or isinstance(value, int | float) else "…"
+
+
+def _in_short(error: BaseException) -> str:
+    """Return an error's type, what the system says of it, and which host it is about."""
+    said, cause = type(error).__name__, error
+    while not (reason := getattr(cause, "strerror", None)) and (
+        further := cause.__cause__ or cause.__context__
+    ):
+        cause = further
+    if reason:
+        said += f", {reason}"
+    request = getattr(error, "request", None)
+    host = urlsplit(getattr(request, "url", None) or "").hostname
+    return f"{said} ({host})" if host else said
 
 
 _LOGGERS = (
@@ -202,13 +230,17 @@ _LOGGERS = (
     "opentelemetry.sdk.trace",
     "opentelemetry.sdk.trace.export",
 )
+# They quote a variable's value, or an address with its query.
+_QUOTING = ("opentelemetry.sdk.resources", "opentelemetry.util.re", "urllib3.connectionpool")
 _OF_CLIENTS = "opentelemetry.trace.span"  # tells of each `tracestate` that is none, and quotes it
 
 
 def _calm_the_exporters() -> None:
-    calm = _OnceAMinute()
-    for name in _LOGGERS:
+    calm = _OnceAMinute(quotes=True)
+    filters = dict.fromkeys(_LOGGERS, calm)
+    filters |= {name: _OnceAMinute(quotes=False) for name in _QUOTING}
+    for name, one in filters.items():
         each = logging.getLogger(name)
-        if not any(isinstance(one, _OnceAMinute) for one in each.filters):
-            each.addFilter(calm)
+        if not any(isinstance(known, _OnceAMinute) for known in each.filters):
+            each.addFilter(one)
     logging.getLogger(_OF_CLIENTS).disabled = True

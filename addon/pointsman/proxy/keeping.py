@@ -1,16 +1,23 @@
-"""How many finished flows a UI keeps: mitmproxy keeps all, with their bodies, until it is full.
+"""How much a UI keeps: mitmproxy keeps all flows, with their bodies, until it is full.
+
+Of a connection that goes on, as a WebSocket does for hours, the latest messages are kept.
 
 Each flow costs the same small work, however many there are. What a person marks stays, and so does
 what they load from a file, what is still under way, and the flow that has the console's focus.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
-from mitmproxy import exceptions, flow, http
+from mitmproxy import exceptions, flow, http, tcp
 from mitmproxy.addons.view import View
 from mitmproxy.master import Master
+from mitmproxy.websocket import WebSocketMessage
 
 from pointsman.proxy.showing import marked_by_person
+
+_MOST_MESSAGES = 1000  # of a flow
+_MOST_BYTES = 16 * 1024 * 1024  # of a flow's messages, but for the latest one
 
 
 class KeepFlows:
@@ -71,6 +78,16 @@ class KeepFlows:
     websocket_end = tcp_end = tcp_error = udp_end = udp_error = error
     dns_response = dns_error = error
 
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        """Drop the oldest messages of a WebSocket under way."""
+        if flow.live and flow.websocket:
+            del flow.websocket.messages[: _too_many(flow.websocket.messages)]
+
+    def tcp_message(self, flow: tcp.TCPFlow) -> None:
+        """Drop the oldest messages of a connection under way."""
+        if flow.live:
+            del flow.messages[: _too_many(flow.messages)]
+
     # --- the bound --------------------------------------------------------------------------------
 
     def _drop(self) -> None:
@@ -89,3 +106,13 @@ class KeepFlows:
             self._finished[identity] = None  # its turn comes again
         else:
             view.remove([flow])
+
+
+def _too_many(messages: Sequence[WebSocketMessage | tcp.TCPMessage]) -> int:
+    """Return how many of the oldest messages are past the bounds; the latest never is."""
+    size = 0
+    for kept, message in enumerate(reversed(messages)):
+        size += len(message.content)
+        if kept and (size > _MOST_BYTES or kept == _MOST_MESSAGES):
+            return len(messages) - kept
+    return 0

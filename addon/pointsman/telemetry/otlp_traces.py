@@ -53,6 +53,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _SCOPE = InstrumentationScope("pointsman")
 _NOTHING = Context()
 _UNSET, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
+_RANDOM = 0x02  # the flag of W3C Trace Context, level 2: the trace's id is random
 _LONGEST = 256  # characters
 _MOST_WAITING = 256  # exchanges whose content is still to be put together
 _CODE = re.compile(r"[a-z_]+\Z")  # of an error of ours; others are words, or quote an address
@@ -176,7 +177,8 @@ class Traces:
             [Link(linked)] if linked else None,
         )
         sampled = decided.decision is Decision.RECORD_AND_SAMPLE
-        flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+        random = parent.trace_flags & _RANDOM if parent else 0
+        flags = TraceFlags(random | (TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT))
         whole = self._called(trace, flags, decided.trace_state)
         epoch = time.time_ns() - int(time.perf_counter() * 1e9)
         exchange.spans = spans = Spans(whole, parent, linked, passed_on=False, epoch=epoch)
