@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pointsman.demo import openai_answers
 from pointsman.demo.provider import Provider, Reply
 from pointsman.demo.server import ThreadedServer
-from pointsman.protocols import sse
+from pointsman.protocols import openai_folding, sse
 from pointsman.protocols.openai_chat import ChatReader
 from pointsman.protocols.openai_folding import PIECE, TOKENS, Folded, Folder, FoldError, unfold
 
@@ -325,7 +325,12 @@ class TestFold:
     def test_unknown_usage_is_left_out(self) -> None:
         assert "usage" not in fold({**delta(content="a"), "usage": None})
 
-    def test_groqs_own_object_is_merged(self) -> None:
+    def test_groqs_own_object_does_not_grow(self) -> None:
+        """What is merged anew with each chunk takes a time that is the square of their number."""
+        chunks = [{**delta(), "x_groq": {f"{n}": n}} for n in range(100)]
+        assert fold(*chunks)["x_groq"] == {"0": 0}
+
+    def test_groqs_own_object_is_kept(self) -> None:
         folded = fold(
             {**delta(content="a"), "x_groq": {"id": "r", "seed": 1}},
             {**delta(), "x_groq": {"id": "r", "usage": USAGE}},
@@ -794,6 +799,23 @@ odd_objects = st.recursive(
     ),
     max_leaves=5,
 )
+
+
+def test_a_long_head_is_not_repeated_in_each_chunk() -> None:
+    """It would make of an answer of some kilobytes a stream of gigabytes."""
+    answer = completion({"content": "hi"}) | {"id": "z" * 10_000, "model": "m"}
+    first, *others = unfolded(answer)
+    assert (first["id"], first["model"]) == (answer["id"], "m")
+    assert others
+    assert all("id" not in chunk and chunk["model"] == "m" for chunk in others)
+
+
+def test_a_stream_far_longer_than_its_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = json.dumps({"id": "a", "choices": [{"message": {}}] * 100}).encode()
+    assert unfold(answer, include_usage=False)
+    monkeypatch.setattr(openai_folding, "_MOST_UNFOLDED", 1000)
+    with pytest.raises(FoldError):
+        unfold(answer, include_usage=False)
 
 
 @settings(max_examples=100, deadline=None)

@@ -20,7 +20,7 @@ for the nulls above and a tool call's `type`, which is filled in.
 Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain, zip_longest
@@ -42,7 +42,7 @@ _JSON = msgspec.json.Decoder()
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _GROWING = ("delta", "text", "logprobs")  # in a choice; of the others the last value stays
 _LABELS = frozenset({"channel", "format", "id", "index", "object", "role", "status", "type"})
-_STREAM_ONLY = frozenset({"choices", "error", "obfuscation", "usage"})
+_STREAM_ONLY = frozenset({"choices", "error", "obfuscation", "usage", "x_groq"})
 _IN_EACH_CHUNK = ("id", "object", "created", "model", "service_tier", "system_fingerprint")
 
 
@@ -261,8 +261,8 @@ class _Answer:
                 self._merger.replace(self._usage, {"usage": usage})
                 break
         head = {name: chunk[name] for name in chunk if name not in _STREAM_ONLY}
-        if groq:
-            head["x_groq"] = {**mapping(self._head.get("x_groq")), **_without(groq, "usage")}
+        if "x_groq" not in self._head and (own := _without(groq, "usage")):
+            head["x_groq"] = own
         self._merger.replace(self._head, head)
         for choice in choices:
             self._add_choice(choice)
@@ -369,6 +369,9 @@ def unfold(body: bytes, *, include_usage: bool) -> bytes | None:
 
     `include_usage` is what the client asked for in `stream_options`: usage gets an event of its own
     then, if it is known, and is null in the others.
+
+    Raises:
+        FoldError: the stream would be far longer than any body is.
     """
     answer = decode(_JSON, body)
     if not isinstance(answer, dict) or answer.get("error"):
@@ -376,29 +379,41 @@ def unfold(body: bytes, *, include_usage: bool) -> bytes | None:
     choices = answer.get("choices")
     if not choices or not isinstance(choices, list):
         return None
-    no_usage = {"usage": None} if include_usage else {}
     if all(isinstance(mapping(choice).get("message"), dict) for choice in choices):
-        kind, steps = "chat.completion.chunk", _chat_steps
+        chunks = _chunks(answer, "chat.completion.chunk", _chat_steps, include_usage=include_usage)
     elif all(isinstance(mapping(choice).get("text"), str) for choice in choices):
-        kind, steps = "text_completion", _text_steps
+        chunks = _chunks(answer, "text_completion", _text_steps, include_usage=include_usage)
     else:
         return None
-    head = {name: answer[name] for name in _IN_EACH_CHUNK if name in answer} | {"object": kind}
-    once = _without(answer, "choices", "usage", "error", *_IN_EACH_CHUNK)  # in the first chunk
-    chunks = []
-    for index, choice in _numbered(choices):
-        for step in steps(choice):
-            rest = {"logprobs": None, "finish_reason": None, **step}
-            chunks.append({**head, **once, "choices": [{"index": index, **rest}], **no_usage})
-            once = {}
-    if include_usage and answer.get("usage"):
-        chunks.append({**head, "choices": [], "usage": answer["usage"]})
+    out = bytearray()
     try:
-        return b"".join(b"data: %b\n\n" % _encode(c) for c in chunks) + _DONE
+        for chunk in chunks:
+            out += b"data: %b\n\n" % _encode(chunk)
+            if len(out) > _MOST_UNFOLDED:
+                raise FoldError("too long")
     except RecursionError:
         return None
+    return bytes(out) + _DONE
 
 
+def _chunks(
+    answer: Json, kind: str, steps: Callable[[Json], Iterator[Json]], *, include_usage: bool
+) -> Iterator[Json]:
+    told = {name: answer[name] for name in _IN_EACH_CHUNK if name in answer} | {"object": kind}
+    head = {name: value for name, value in told.items() if _size(value) <= _SHORT}
+    once = {**told, **_without(answer, "choices", "usage", "error", *_IN_EACH_CHUNK)}
+    no_usage = {"usage": None} if include_usage else {}
+    for index, choice in _numbered(answer["choices"]):
+        for step in steps(choice):
+            rest = {"logprobs": None, "finish_reason": None, **step}
+            yield {**head, **once, "choices": [{"index": index, **rest}], **no_usage}
+            once = {}  # it is in the first chunk
+    if include_usage and answer.get("usage"):
+        yield {**head, "choices": [], "usage": answer["usage"]}
+
+
+_SHORT = 512  # bytes of a member that is in each chunk
+_MOST_UNFOLDED = 4 * MAX_BODY
 _DONE = b"data: [DONE]\n\n"
 
 

@@ -14,6 +14,8 @@ from pointsman.protocols.usage import Usage
 from pointsman.wellformed import well_formed_escapes
 
 MAX_BODY = 16 * 1024 * 1024  # bytes of a JSON body kept for reading; past it, usage is unknown
+# Values in one JSON text: millions of them compress to next to nothing and take seconds to read.
+MOST_VALUES = 1_000_000
 _MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, for its escapes
 
 
@@ -87,11 +89,16 @@ class Reader:
             return False
 
 
-def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
-    """Return the decoded JSON, None where it is not JSON of the decoder's shape.
+def decode[T](
+    decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, *, skips: bool = False
+) -> T | None:
+    """Return the decoded JSON, None where it is not JSON of the decoder's shape, or has no end.
 
-    The escape of a lone surrogate, which is no text, is read as that of U+FFFD.
+    The escape of a lone surrogate, which is no text, is read as that of U+FFFD. `skips`: the
+    decoder passes over whatever may be long, so that any number of values will do.
     """
+    if not skips and isinstance(data, bytes) and _has_no_end(data):
+        return None
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a string not in UTF-8
@@ -103,6 +110,10 @@ def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T 
         return decoder.decode(mended)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
+
+
+def _has_no_end(data: bytes) -> bool:
+    return len(data) > MOST_VALUES and data.count(b",") > MOST_VALUES
 
 
 def _may_be_mended(data: bytes | msgspec.Raw) -> TypeGuard[bytes]:
