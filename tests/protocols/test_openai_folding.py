@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pointsman.demo import openai_answers
 from pointsman.demo.provider import Provider, Reply
 from pointsman.demo.server import ThreadedServer
-from pointsman.protocols import sse
+from pointsman.protocols import openai_folding, sse
 from pointsman.protocols.openai_chat import ChatReader
 from pointsman.protocols.openai_folding import PIECE, TOKENS, Folded, Folder, FoldError, unfold
 
@@ -419,6 +419,7 @@ class TestLimits:
         [
             '{"choices":[{"index":%d}]}',
             '{"member %d":null}',
+            '{"x_groq":{"member %d":1}}',
             '{"choices":[{"member %d":{}}]}',
             '{"choices":[{"delta":{"member %d":[]}}]}',
             '{"choices":[{"delta":{"tool_calls":[{"index":%d}]}}]}',
@@ -437,6 +438,31 @@ class TestLimits:
         folded = fold_pieces([chunk(n) for n in range(500)] + [DONE], 2000)
         assert folded.complete
         assert len(folded.body) < 2000
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            '{"x_groq":{"member %d":1}}',
+            '{"x_groq":{"member %d":1},"choices":[{"delta":{"member":[1]}}]}',
+            '{"member %d":1}',
+            '{"choices":[{"delta":{"object":{"member %d":1}}}]}',
+            '{"choices":[{"delta":{"content":"%d"},"object":{"member":[1]}}]}',
+        ],
+    )
+    def test_what_is_kept_is_not_measured_again_with_each_chunk(
+        self, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encode, measured = openai_folding._encode, 0
+
+        def counting(value: Any) -> bytes:
+            nonlocal measured
+            measured += len(encoded := encode(value))
+            return encoded
+
+        monkeypatch.setattr(openai_folding, "_encode", counting)
+        stream = [b"data: %b\n\n" % (form % n).encode() for n in range(500)]
+        fold_pieces(stream)
+        assert 0 < measured < 2 * sum(map(len, stream))
 
     def test_an_event_may_not_be_too_large(self) -> None:
         folder = Folder()

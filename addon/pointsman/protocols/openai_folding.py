@@ -260,12 +260,20 @@ class _Answer:
             if chat_usage(usage) is not None:
                 self._merger.replace(self._usage, {"usage": usage})
                 break
-        head = {name: chunk[name] for name in chunk if name not in _STREAM_ONLY}
         if groq:
-            head["x_groq"] = {**mapping(self._head.get("x_groq")), **_without(groq, "usage")}
-        self._merger.replace(self._head, head)
+            self._merger.replace(self._member("x_groq"), _without(groq, "usage"))
+        left_out = {*_STREAM_ONLY, "x_groq"} if groq else _STREAM_ONLY
+        self._merger.replace(self._head, _without(chunk, *left_out))
         for choice in choices:
             self._add_choice(choice)
+
+    def _member(self, name: str) -> Json:
+        """Return the object in the head that the objects of this name are merged into."""
+        kept = self._head.get(name)
+        if not isinstance(kept, dict):
+            self._merger.count(len(name))
+            kept = self._head[name] = {}
+        return kept
 
     def _add_choice(self, choice: Json) -> None:
         index = _index(choice) or 0
