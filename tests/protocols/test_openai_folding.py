@@ -464,6 +464,29 @@ class TestLimits:
         fold_pieces(stream)
         assert 0 < measured < 2 * sum(map(len, stream))
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            {"id": "x" * 1000, "choices": [{"message": {}} for _ in range(40)]},
+            {"model": "x" * 1000, "choices": [{"text": "a"} for _ in range(40)]},
+            completion({}, logprobs={**{str(n): [] for n in range(500)}, "a": [1] * 500}),
+        ],
+    )
+    def test_a_small_answer_does_not_unfold_into_a_large_stream(self, answer: Json) -> None:
+        body = json.dumps(answer).encode()
+        with pytest.raises(FoldError, match="more than 40000 bytes"):
+            unfold(body, include_usage=True, limit=40_000)
+        whole = unfold(body, include_usage=True)
+        assert whole
+        assert len(whole) > 40_000
+
+    def test_no_real_answer_is_too_large_to_unfold(self) -> None:
+        tokens = [token("word ") for _ in range(10_000)]
+        whole = completion({"content": "word " * 10_000}, logprobs={"content": tokens})
+        for answer in (whole, completion({"tool_calls": [call(1, "[1] " * 10_000)]})):
+            body = json.dumps(answer, separators=(",", ":")).encode()
+            assert unfold(body, include_usage=True, limit=2 * len(body))
+
     def test_an_event_may_not_be_too_large(self) -> None:
         folder = Folder()
         folder.feed(b"data: " + b"x" * (sse.MAX_EVENT - 10))

@@ -20,7 +20,7 @@ for the nulls above and a tool call's `type`, which is filled in.
 Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain, zip_longest
@@ -33,9 +33,11 @@ from pointsman.protocols.openai_chat import chat_usage
 from pointsman.protocols.reader import MAX_BODY, decode, mapping, objects, text
 
 type Json = dict[str, Any]
+type Steps = Callable[[Json], Iterator[Json]]
 
 PIECE = 4096  # characters of a text in one event
 TOKENS = 32  # tokens with their logprobs in one event
+MAX_STREAM = 2 * MAX_BODY  # bytes of an unfolded answer, each chunk of which repeats the head
 
 _OBJECT = 64  # bytes that a choice and a tool call count for, besides what they say
 _JSON = msgspec.json.Decoder()
@@ -47,7 +49,7 @@ _IN_EACH_CHUNK = ("id", "object", "created", "model", "service_tier", "system_fi
 
 
 class FoldError(ValueError):
-    """The stream can't be folded: it is over the limit, or nested too deep."""
+    """The answer can't be turned: what it comes to is over the limit, or nested too deep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,11 +374,14 @@ def _with_type(call: Json) -> Json:
 # --- unfolding ------------------------------------------------------------------------------------
 
 
-def unfold(body: bytes, *, include_usage: bool) -> bytes | None:
+def unfold(body: bytes, *, include_usage: bool, limit: int = MAX_STREAM) -> bytes | None:
     """Return the completion as an event stream, None if the body is no completion.
 
     `include_usage` is what the client asked for in `stream_options`: usage gets an event of its own
-    then, if it is known, and is null in the others.
+    then, if it is known, and is null in the others. `limit` bounds the bytes of the stream.
+
+    Raises:
+        FoldError: the stream would be too large.
     """
     answer = decode(_JSON, body)
     if not isinstance(answer, dict) or answer.get("error"):
@@ -384,27 +389,34 @@ def unfold(body: bytes, *, include_usage: bool) -> bytes | None:
     choices = answer.get("choices")
     if not choices or not isinstance(choices, list):
         return None
-    no_usage = {"usage": None} if include_usage else {}
     if all(isinstance(mapping(choice).get("message"), dict) for choice in choices):
-        kind, steps = "chat.completion.chunk", _chat_steps
+        chunks = _chunks(answer, "chat.completion.chunk", _chat_steps, include_usage=include_usage)
     elif all(isinstance(mapping(choice).get("text"), str) for choice in choices):
-        kind, steps = "text_completion", _text_steps
+        chunks = _chunks(answer, "text_completion", _text_steps, include_usage=include_usage)
     else:
         return None
-    head = {name: answer[name] for name in _IN_EACH_CHUNK if name in answer} | {"object": kind}
-    once = _without(answer, "choices", "usage", "error", *_IN_EACH_CHUNK)  # in the first chunk
-    chunks = []
-    for index, choice in _numbered(choices):
-        for step in steps(choice):
-            rest = {"logprobs": None, "finish_reason": None, **step}
-            chunks.append({**head, **once, "choices": [{"index": index, **rest}], **no_usage})
-            once = {}
-    if include_usage and answer.get("usage"):
-        chunks.append({**head, "choices": [], "usage": answer["usage"]})
+    stream = bytearray()
     try:
-        return b"".join(b"data: %b\n\n" % _encode(c) for c in chunks) + _DONE
+        for chunk in chunks:
+            stream += b"data: %b\n\n" % _encode(chunk)
+            if len(stream) > limit:
+                raise FoldError(f"the answer unfolds into more than {limit} bytes")
     except RecursionError:
         return None
+    return bytes(stream + _DONE)
+
+
+def _chunks(answer: Json, kind: str, steps: Steps, *, include_usage: bool) -> Iterator[Json]:
+    no_usage = {"usage": None} if include_usage else {}
+    head = {name: answer[name] for name in _IN_EACH_CHUNK if name in answer} | {"object": kind}
+    once = _without(answer, "choices", "usage", "error", *_IN_EACH_CHUNK)  # in the first chunk
+    for index, choice in _numbered(answer["choices"]):
+        for step in steps(choice):
+            rest = {"logprobs": None, "finish_reason": None, **step}
+            yield {**head, **once, "choices": [{"index": index, **rest}], **no_usage}
+            once = {}
+    if include_usage and answer.get("usage"):
+        yield {**head, "choices": [], "usage": answer["usage"]}
 
 
 _DONE = b"data: [DONE]\n\n"
