@@ -30,7 +30,7 @@ import msgspec
 
 from pointsman.protocols import sse
 from pointsman.protocols.openai_chat import chat_usage
-from pointsman.protocols.reader import MAX_BODY, decode, mapping, objects, text
+from pointsman.protocols.reader import MAX_BODY, MAX_VALUES, decode, heavy, mapping, objects, text
 
 type Json = dict[str, Any]
 type Steps = Callable[[Json], Iterator[Json]]
@@ -122,7 +122,7 @@ class Folder:
                 self._read(event)
 
     def _read(self, event: sse.Event) -> None:
-        chunk = decode(_JSON, event.data)
+        chunk = _read(event.data)
         self._error = _error(event, chunk)
         if self._error is None and isinstance(chunk, dict):
             try:
@@ -131,6 +131,12 @@ class Folder:
                 raise FoldError("the stream is nested too deep") from None
         elif chunk is None and event.data.strip() != b"null":
             self._garbled = True
+
+
+def _read(data: bytes) -> Any:
+    if heavy(data):
+        raise FoldError(f"there are more than {MAX_VALUES} values in it")
+    return decode(_JSON, data)
 
 
 def _error(event: sse.Event, chunk: Any) -> Any:
@@ -381,9 +387,9 @@ def unfold(body: bytes, *, include_usage: bool, limit: int = MAX_STREAM) -> byte
     then, if it is known, and is null in the others. `limit` bounds the bytes of the stream.
 
     Raises:
-        FoldError: the stream would be too large.
+        FoldError: the answer has too many values, or the stream would be too large.
     """
-    answer = decode(_JSON, body)
+    answer = _read(body)
     if not isinstance(answer, dict) or answer.get("error"):
         return None
     choices = answer.get("choices")

@@ -5,7 +5,8 @@ an event whole, is the one exception) and no content makes it fail. What it cann
 """
 
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from functools import cache
+from typing import Any, TypeGuard, get_args
 
 import msgspec
 
@@ -14,6 +15,7 @@ from pointsman.protocols.usage import Usage
 from pointsman.wellformed import well_formed_escapes
 
 MAX_BODY = 16 * 1024 * 1024  # bytes of a JSON body kept for reading; past it, usage is unknown
+MAX_VALUES = 1_000_000  # of JSON that are built; more would keep every client waiting for seconds
 _MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, for its escapes
 
 
@@ -90,19 +92,52 @@ class Reader:
 def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
     """Return the decoded JSON, None where it is not JSON of the decoder's shape.
 
-    The escape of a lone surrogate, which is no text, is read as that of U+FFFD.
+    The escape of a lone surrogate, which is no text, is read as that of U+FFFD. Of JSON with more
+    than `MAX_VALUES` values, the members that hold so many are left out.
     """
+    decoded = _decoded(decoder, data)
+    if decoded is not None or not _may_be_mended(data):
+        return decoded
+    mended = well_formed_escapes(data)
+    return None if mended is data else _decoded(decoder, mended)
+
+
+def _decoded[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
     try:
-        return decoder.decode(data)
+        return decoder.decode(_lightened(decoder, data) if heavy(data) else data)
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a string not in UTF-8
-        pass
-    mended = well_formed_escapes(data) if _may_be_mended(data) else data
-    if mended is data:
         return None
-    try:
-        return decoder.decode(mended)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
+
+
+def heavy(data: bytes | msgspec.Raw) -> bool:
+    """Tell whether JSON may hold more values than are built: each has a mark before it."""
+    raw = bytes(data)
+    return len(raw) > MAX_VALUES and sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES
+
+
+def _lightened(decoder: msgspec.json.Decoder[Any], data: bytes | msgspec.Raw) -> bytes:
+    """Return the JSON object without what the decoder would build too much of.
+
+    Raises:
+        msgspec.DecodeError, ValueError: it is none, or the decoder is not for one.
+    """
+    kinds = get_args(decoder.type) or (decoder.type,)
+    kind = next((k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
+    if kind is None:
+        raise ValueError("too many values")
+    members = msgspec.structs.asdict(_unread(kind).decode(data))
+    built = {f.encode_name for f in msgspec.structs.fields(kind) if f.type is not msgspec.Raw}
+    return msgspec.json.encode(
+        {n: raw for n, raw in members.items() if bytes(raw) and not (n in built and heavy(raw))}
+    )
+
+
+@cache
+def _unread(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Return a decoder that leaves the struct's members as they are."""
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    members = [(name, msgspec.Raw, msgspec.Raw()) for name in names]
+    return msgspec.json.Decoder(msgspec.defstruct(kind.__name__, members))
 
 
 def _may_be_mended(data: bytes | msgspec.Raw) -> TypeGuard[bytes]:
