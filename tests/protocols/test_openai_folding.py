@@ -362,6 +362,9 @@ class TestEnd:
             (event(delta(content="a", finish="stop")) + b'data: {"choices":[],"us', True),
             (event(delta(content="a")) + b"data: {garbled\n\n" + DONE, False),
             (b": nothing\n\ndata: null\n\ndata: 5\n\n" + event(delta(content="a")) + DONE, True),
+            (event(delta(content="a")) + b"data: ping\n\ndata: NaN\n\n" + DONE, True),
+            (b"data: -Infinity\n\ndata: [1\n\n" + event(delta(content="a")) + DONE, True),
+            (event(delta(content="a")) + b"data:  {NaN\n\n" + DONE, False),
             (DONE, False),
             (b"", False),
             (b"<html>", False),
@@ -395,6 +398,15 @@ class TestEnd:
             folded = fold_pieces([stream])
             assert (folded.complete, folded.failed) == (False, True)
             assert json.loads(folded.body) == {"error": body}
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+    def test_a_number_that_json_has_none_for_costs_no_text(self, number: str) -> None:
+        whole = event({**delta(content="NaN", finish="stop"), "score": "HERE"})
+        stream = whole.replace(b'"HERE"', number.encode())
+        folded = fold_pieces([event(delta(content="a ")), stream])
+        assert folded.complete
+        body = json.loads(folded.body)
+        assert (body["choices"][0]["message"]["content"], body["score"]) == ("a NaN", None)
 
     def test_an_error_without_its_blank_line_counts_too(self) -> None:
         assert fold_pieces([b'data: {"error":{"message":"no"}}']).failed

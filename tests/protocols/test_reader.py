@@ -43,6 +43,11 @@ ANSWERS = {
 }
 
 
+def answer_with(name: str, member: str, value: bytes) -> bytes:
+    """Return an answer with JSON as it is in the place of one member."""
+    return json.dumps({**ANSWERS[name], member: "HERE"}).encode().replace(b'"HERE"', value)
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("event_stream", [False, True], ids=["body", "event"])
 def test_half_a_character_costs_neither_tokens_nor_the_model(name: str, event_stream: bool) -> None:
@@ -60,6 +65,23 @@ def test_half_a_character_costs_neither_tokens_nor_the_model(name: str, event_st
     assert reader.usage
     assert (reader.usage.prompt_tokens, reader.usage.completion_tokens) == (3, 4)
     assert reader.model == "m"
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("event_stream", [False, True], ids=["body", "event"])
+def test_a_number_that_json_has_none_for_costs_no_tokens(
+    name: str, number: str, event_stream: bool
+) -> None:
+    api, data = named(name), answer_with(name, "score", number.encode())
+    assert api
+    if event_stream and name == "openai-responses":
+        data = b'{"type":"response.completed","response":%b}' % data
+    reader = api.reader(event_stream=event_stream)
+    reader.feed(b"data: " + data + b"\n\n" if event_stream else data)
+    reader.close()
+    assert reader.usage
+    assert (reader.usage.prompt_tokens, reader.usage.completion_tokens) == (3, 4)
 
 
 def test_half_a_character_is_folded_as_none() -> None:
@@ -87,11 +109,6 @@ LISTS = {
     "anthropic-messages": "content",
     "gemini": "candidates",
 }
-
-
-def answer_with(name: str, member: str, value: bytes) -> bytes:
-    """Return an answer with JSON as it is in the place of one member."""
-    return json.dumps({**ANSWERS[name], member: "HERE"}).encode().replace(b'"HERE"', value)
 
 
 @pytest.mark.parametrize("many", MANY)

@@ -12,6 +12,8 @@ Folding keeps what the API would have answered, for OpenAI and for those who spe
 - `content` is null beside a tool call or a refusal if it has no text. `refusal` and `logprobs` are
   there as nulls. `index` of a tool call and `obfuscation` belong to streams and are left out.
 - Usage is looked for where `openai_chat` does and put at the top level; without any it is left out.
+- An event that is no object, as a ping, is passed over. If one that begins as an object can't be
+  read, the answer is not complete.
 
 Unfolding is the reverse. Texts are cut, as some clients bound the length of a line. Members of a
 message that are null or empty are left out; fold what was unfolded, and all else is the same, but
@@ -129,8 +131,8 @@ class Folder:
                 self._answer.add(chunk)
             except RecursionError:
                 raise FoldError("the stream is nested too deep") from None
-        elif chunk is None and event.data.strip() != b"null":
-            self._garbled = True
+        elif chunk is None and event.data.lstrip().startswith(b"{"):
+            self._garbled = True  # anything else, as a ping, was never a part of the answer
 
 
 def _read(data: bytes) -> Any:

@@ -4,9 +4,10 @@ A reader stands beside the stream: the client's bytes never wait for it (a filte
 an event whole, is the one exception) and no content makes it fail. What it cannot read stays None.
 """
 
+import json
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, TypeGuard, get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -16,7 +17,7 @@ from pointsman.wellformed import well_formed_escapes
 
 MAX_BODY = 16 * 1024 * 1024  # bytes of a JSON body kept for reading; past it, usage is unknown
 MAX_VALUES = 1_000_000  # of JSON that are built; more would keep every client waiting for seconds
-_MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, for its escapes
+_MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, mended
 
 
 class Reader:
@@ -92,13 +93,14 @@ class Reader:
 def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
     """Return the decoded JSON, None where it is not JSON of the decoder's shape.
 
-    The escape of a lone surrogate, which is no text, is read as that of U+FFFD. Of JSON with more
-    than `MAX_VALUES` values, the members that hold so many are left out.
+    The escape of a lone surrogate, which is no text, is read as that of U+FFFD, a number that JSON
+    has none for as null. Of JSON with more than `MAX_VALUES` values, the members that hold so many
+    are left out.
     """
     decoded = _decoded(decoder, data)
-    if decoded is not None or not _may_be_mended(data):
+    if decoded is not None or not isinstance(data, bytes) or len(data) > _MAX_MENDED:
         return decoded
-    mended = well_formed_escapes(data)
+    mended = _without_nan(well_formed_escapes(data) if b"\\u" in data else data)
     return None if mended is data else _decoded(decoder, mended)
 
 
@@ -140,8 +142,17 @@ def _unread(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
     return msgspec.json.Decoder(msgspec.defstruct(kind.__name__, members))
 
 
-def _may_be_mended(data: bytes | msgspec.Raw) -> TypeGuard[bytes]:
-    return isinstance(data, bytes) and len(data) <= _MAX_MENDED and b"\\u" in data
+def _without_nan(data: bytes) -> bytes:
+    """Return JSON as it is with null for NaN and the infinities, which Python's own encoder writes.
+
+    What is no JSON, or has none of them, stays the same.
+    """
+    if (b"NaN" not in data and b"Infinity" not in data) or heavy(data):
+        return data
+    try:
+        return msgspec.json.encode(json.loads(data.decode(), parse_constant=lambda _: None))
+    except (ValueError, RecursionError):
+        return data
 
 
 def mapping(value: Any) -> dict[str, Any]:
