@@ -159,16 +159,6 @@ class TestFields:
         result = read(PATH, b'{"usage":%b}' % USAGE)
         assert (result.usage, result.complete) == (None, False)
 
-    def test_a_body_of_too_many_values_passes_unread(
-        self, read: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Five millions of `{}` are 15 kB on the wire, and would take seconds to read."""
-        body = b'{"usage":%b,"choices":[%b]}' % (USAGE, b",".join([b"{}"] * 100))
-        assert read(PATH, body).usage is not None
-        monkeypatch.setattr(reader, "MOST_VALUES", 100)
-        result = read(PATH, body)
-        assert (result.usage, result.complete) == (None, False)
-
     def test_without_a_filter_each_chunk_passes_at_once(self) -> None:
         api = detect("POST", PATH)
         assert api is not None

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pointsman.protocols import Reader, Usage, reader
+from pointsman.protocols import Reader, Usage
 
 PATH = "/v1/embeddings"
 
@@ -14,15 +14,6 @@ def test_embeddings_have_prompt_tokens_and_no_completion(read: Callable[..., Rea
     )
     assert reader.usage == Usage(4, None, 4)
     assert (reader.model, reader.complete, reader.content_started) == ("m", True, True)
-
-
-def test_of_any_number_of_vectors_the_usage_is_read(
-    read: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "MOST_VALUES", 10)
-    vector = ",".join(["0.1"] * 100)
-    body = f'{{"data":[{{"embedding":[{vector}]}}],"usage":{{"prompt_tokens":4,"total_tokens":4}}}}'
-    assert read(PATH, body.encode()).usage == Usage(4, None, 4)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class EmbeddingsReader(Reader):
 
     def read(self, data: bytes) -> bool:
         """Take in the whole answer."""
-        body = decode(_BODY, data, skips=True)
+        body = decode(_BODY, data)
         if body is None:
             return False
         self.model = text(body.model) or self.model

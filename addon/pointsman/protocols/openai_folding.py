@@ -12,6 +12,8 @@ Folding keeps what the API would have answered, for OpenAI and for those who spe
 - `content` is null beside a tool call or a refusal if it has no text. `refusal` and `logprobs` are
   there as nulls. `index` of a tool call and `obfuscation` belong to streams and are left out.
 - Usage is looked for where `openai_chat` does and put at the top level; without any it is left out.
+- An event that is no object, as a ping, is passed over. If one that begins as an object can't be
+  read, the answer is not complete.
 
 Unfolding is the reverse. Texts are cut, as some clients bound the length of a line. Members of a
 message that are null or empty are left out; fold what was unfolded, and all else is the same, but
@@ -30,24 +32,26 @@ import msgspec
 
 from pointsman.protocols import sse
 from pointsman.protocols.openai_chat import chat_usage
-from pointsman.protocols.reader import MAX_BODY, decode, mapping, objects, text
+from pointsman.protocols.reader import MAX_BODY, MAX_VALUES, decode, heavy, mapping, objects, text
 
 type Json = dict[str, Any]
+type Steps = Callable[[Json], Iterator[Json]]
 
 PIECE = 4096  # characters of a text in one event
 TOKENS = 32  # tokens with their logprobs in one event
+MAX_STREAM = 2 * MAX_BODY  # bytes of an unfolded answer, each chunk of which repeats the head
 
 _OBJECT = 64  # bytes that a choice and a tool call count for, besides what they say
 _JSON = msgspec.json.Decoder()
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _GROWING = ("delta", "text", "logprobs")  # in a choice; of the others the last value stays
 _LABELS = frozenset({"channel", "format", "id", "index", "object", "role", "status", "type"})
-_STREAM_ONLY = frozenset({"choices", "error", "obfuscation", "usage", "x_groq"})
+_STREAM_ONLY = frozenset({"choices", "error", "obfuscation", "usage"})
 _IN_EACH_CHUNK = ("id", "object", "created", "model", "service_tier", "system_fingerprint")
 
 
 class FoldError(ValueError):
-    """The stream can't be folded: it is over the limit, or nested too deep."""
+    """The answer can't be turned: what it comes to is over the limit, or nested too deep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +124,21 @@ class Folder:
                 self._read(event)
 
     def _read(self, event: sse.Event) -> None:
-        chunk = decode(_JSON, event.data)
+        chunk = _read(event.data)
         self._error = _error(event, chunk)
         if self._error is None and isinstance(chunk, dict):
             try:
                 self._answer.add(chunk)
             except RecursionError:
                 raise FoldError("the stream is nested too deep") from None
-        elif chunk is None and event.data.strip() != b"null":
-            self._garbled = True
+        elif chunk is None and event.data.lstrip().startswith(b"{"):
+            self._garbled = True  # anything else, as a ping, was never a part of the answer
+
+
+def _read(data: bytes) -> Any:
+    if heavy(data):
+        raise FoldError(f"there are more than {MAX_VALUES} values in it")
+    return decode(_JSON, data)
 
 
 def _error(event: sse.Event, chunk: Any) -> Any:
@@ -260,12 +270,20 @@ class _Answer:
             if chat_usage(usage) is not None:
                 self._merger.replace(self._usage, {"usage": usage})
                 break
-        head = {name: chunk[name] for name in chunk if name not in _STREAM_ONLY}
-        if "x_groq" not in self._head and (own := _without(groq, "usage")):
-            head["x_groq"] = own
-        self._merger.replace(self._head, head)
+        if groq:
+            self._merger.replace(self._member("x_groq"), _without(groq, "usage"))
+        left_out = {*_STREAM_ONLY, "x_groq"} if groq else _STREAM_ONLY
+        self._merger.replace(self._head, _without(chunk, *left_out))
         for choice in choices:
             self._add_choice(choice)
+
+    def _member(self, name: str) -> Json:
+        """Return the object in the head that the objects of this name are merged into."""
+        kept = self._head.get(name)
+        if not isinstance(kept, dict):
+            self._merger.count(len(name))
+            kept = self._head[name] = {}
+        return kept
 
     def _add_choice(self, choice: Json) -> None:
         index = _index(choice) or 0
@@ -364,16 +382,16 @@ def _with_type(call: Json) -> Json:
 # --- unfolding ------------------------------------------------------------------------------------
 
 
-def unfold(body: bytes, *, include_usage: bool) -> bytes | None:
+def unfold(body: bytes, *, include_usage: bool, limit: int = MAX_STREAM) -> bytes | None:
     """Return the completion as an event stream, None if the body is no completion.
 
     `include_usage` is what the client asked for in `stream_options`: usage gets an event of its own
-    then, if it is known, and is null in the others.
+    then, if it is known, and is null in the others. `limit` bounds the bytes of the stream.
 
     Raises:
-        FoldError: the stream would be far longer than any body is.
+        FoldError: the answer has too many values, or the stream would be too large.
     """
-    answer = decode(_JSON, body)
+    answer = _read(body)
     if not isinstance(answer, dict) or answer.get("error"):
         return None
     choices = answer.get("choices")
@@ -385,35 +403,30 @@ def unfold(body: bytes, *, include_usage: bool) -> bytes | None:
         chunks = _chunks(answer, "text_completion", _text_steps, include_usage=include_usage)
     else:
         return None
-    out = bytearray()
+    stream = bytearray()
     try:
         for chunk in chunks:
-            out += b"data: %b\n\n" % _encode(chunk)
-            if len(out) > _MOST_UNFOLDED:
-                raise FoldError("too long")
+            stream += b"data: %b\n\n" % _encode(chunk)
+            if len(stream) > limit:
+                raise FoldError(f"the answer unfolds into more than {limit} bytes")
     except RecursionError:
         return None
-    return bytes(out) + _DONE
+    return bytes(stream + _DONE)
 
 
-def _chunks(
-    answer: Json, kind: str, steps: Callable[[Json], Iterator[Json]], *, include_usage: bool
-) -> Iterator[Json]:
-    told = {name: answer[name] for name in _IN_EACH_CHUNK if name in answer} | {"object": kind}
-    head = {name: value for name, value in told.items() if _size(value) <= _SHORT}
-    once = {**told, **_without(answer, "choices", "usage", "error", *_IN_EACH_CHUNK)}
+def _chunks(answer: Json, kind: str, steps: Steps, *, include_usage: bool) -> Iterator[Json]:
     no_usage = {"usage": None} if include_usage else {}
+    head = {name: answer[name] for name in _IN_EACH_CHUNK if name in answer} | {"object": kind}
+    once = _without(answer, "choices", "usage", "error", *_IN_EACH_CHUNK)  # in the first chunk
     for index, choice in _numbered(answer["choices"]):
         for step in steps(choice):
             rest = {"logprobs": None, "finish_reason": None, **step}
             yield {**head, **once, "choices": [{"index": index, **rest}], **no_usage}
-            once = {}  # it is in the first chunk
+            once = {}
     if include_usage and answer.get("usage"):
         yield {**head, "choices": [], "usage": answer["usage"]}
 
 
-_SHORT = 512  # bytes of a member that is in each chunk
-_MOST_UNFOLDED = 4 * MAX_BODY
 _DONE = b"data: [DONE]\n\n"
 
 

@@ -4,8 +4,10 @@ A reader stands beside the stream: the client's bytes never wait for it (a filte
 an event whole, is the one exception) and no content makes it fail. What it cannot read stays None.
 """
 
+import json
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from functools import cache
+from typing import Any, get_args
 
 import msgspec
 
@@ -14,9 +16,8 @@ from pointsman.protocols.usage import Usage
 from pointsman.wellformed import well_formed_escapes
 
 MAX_BODY = 16 * 1024 * 1024  # bytes of a JSON body kept for reading; past it, usage is unknown
-# Values in one JSON text: millions of them compress to next to nothing and take seconds to read.
-MOST_VALUES = 1_000_000
-_MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, for its escapes
+MAX_VALUES = 1_000_000  # of JSON that are built; more would keep every client waiting for seconds
+_MAX_MENDED = sse.MAX_EVENT  # bytes of JSON that is read a second time, mended
 
 
 class Reader:
@@ -89,35 +90,69 @@ class Reader:
             return False
 
 
-def decode[T](
-    decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw, *, skips: bool = False
-) -> T | None:
-    """Return the decoded JSON, None where it is not JSON of the decoder's shape, or has no end.
+def decode[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
+    """Return the decoded JSON, None where it is not JSON of the decoder's shape.
 
-    The escape of a lone surrogate, which is no text, is read as that of U+FFFD. `skips`: the
-    decoder passes over whatever may be long, so that any number of values will do.
+    The escape of a lone surrogate, which is no text, is read as that of U+FFFD, a number that JSON
+    has none for as null. Of JSON with more than `MAX_VALUES` values, the members that hold so many
+    are left out.
     """
-    if not skips and isinstance(data, bytes) and _has_no_end(data):
-        return None
+    decoded = _decoded(decoder, data)
+    if decoded is not None or not isinstance(data, bytes) or len(data) > _MAX_MENDED:
+        return decoded
+    mended = _without_nan(well_formed_escapes(data) if b"\\u" in data else data)
+    return None if mended is data else _decoded(decoder, mended)
+
+
+def _decoded[T](decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T | None:
     try:
-        return decoder.decode(data)
+        return decoder.decode(_lightened(decoder, data) if heavy(data) else data)
     except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a string not in UTF-8
-        pass
-    mended = well_formed_escapes(data) if _may_be_mended(data) else data
-    if mended is data:
         return None
+
+
+def heavy(data: bytes | msgspec.Raw) -> bool:
+    """Tell whether JSON may hold more values than are built: each has a mark before it."""
+    raw = bytes(data)
+    return len(raw) > MAX_VALUES and sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES
+
+
+def _lightened(decoder: msgspec.json.Decoder[Any], data: bytes | msgspec.Raw) -> bytes:
+    """Return the JSON object without what the decoder would build too much of.
+
+    Raises:
+        msgspec.DecodeError, ValueError: it is none, or the decoder is not for one.
+    """
+    kinds = get_args(decoder.type) or (decoder.type,)
+    kind = next((k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
+    if kind is None:
+        raise ValueError("too many values")
+    members = msgspec.structs.asdict(_unread(kind).decode(data))
+    built = {f.encode_name for f in msgspec.structs.fields(kind) if f.type is not msgspec.Raw}
+    return msgspec.json.encode(
+        {n: raw for n, raw in members.items() if bytes(raw) and not (n in built and heavy(raw))}
+    )
+
+
+@cache
+def _unread(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Return a decoder that leaves the struct's members as they are."""
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    members = [(name, msgspec.Raw, msgspec.Raw()) for name in names]
+    return msgspec.json.Decoder(msgspec.defstruct(kind.__name__, members))
+
+
+def _without_nan(data: bytes) -> bytes:
+    """Return JSON as it is with null for NaN and the infinities, which Python's own encoder writes.
+
+    What is no JSON, or has none of them, stays the same.
+    """
+    if (b"NaN" not in data and b"Infinity" not in data) or heavy(data):
+        return data
     try:
-        return decoder.decode(mended)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-
-
-def _has_no_end(data: bytes) -> bool:
-    return len(data) > MOST_VALUES and data.count(b",") > MOST_VALUES
-
-
-def _may_be_mended(data: bytes | msgspec.Raw) -> TypeGuard[bytes]:
-    return isinstance(data, bytes) and len(data) <= _MAX_MENDED and b"\\u" in data
+        return msgspec.json.encode(json.loads(data.decode(), parse_constant=lambda _: None))
+    except (ValueError, RecursionError):
+        return data
 
 
 def mapping(value: Any) -> dict[str, Any]:
