@@ -201,7 +201,7 @@ def test_without_being_asked_for_nothing_that_was_said_is_sent(
     names = {name for span in receiver.spans() for name in attributes(span)}
     assert names.isdisjoint(CONTENT)
     errors = {attributes(span).get("error.type") for span in receiver.spans()}
-    assert {None, "400", "429", "500", "_OTHER"} <= errors
+    assert {None, "400", "429", "500", "stream_error"} <= errors
 
 
 def test_what_was_said_is_on_the_span_of_each_api(
