@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -129,15 +129,30 @@ def test_workers_run_without_asserts(start_sidecar: StartSidecar, rules: Path) -
     assert sidecar.wait_for("accepted")["optimized"] == 1
 
 
+def greet(conn: socket.socket) -> bytes:
+    """Answer one request with "hi"; return its head."""
+    head = read_head(conn)
+    conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+    return head
+
+
+def assert_served(clients: Sequence[socket.socket], site: RawServer) -> None:
+    """Assert that each of the open connections to the proxy is one by which the site answers."""
+    for client in clients:
+        request = f"GET http://{site.address}/ HTTP/1.1\r\nhost: {site.address}\r\n\r\n"
+        client.sendall(request.encode())
+    for client in clients:
+        assert head_lines(read_head(client))[0] == "HTTP/1.1 200 OK"
+        client.close()
+
+
 def test_a_killed_worker_is_back_soon_and_its_clients_wait(
     start_sidecar: StartSidecar, rules: Path, raw_server: Callable[..., RawServer]
 ) -> None:
     """Another site is reached by way of the proxy or not at all."""
 
     def serve(conn: socket.socket) -> None:
-        head = read_head(conn)
-        seen.append(head_lines(head)[0])
-        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+        seen.append(head_lines(greet(conn))[0])
 
     seen: list[str] = []
     site = raw_server(serve)
@@ -385,11 +400,7 @@ def test_connections_that_no_worker_has_accepted_yet_are_served_at_the_end(
 ) -> None:
     """To their clients they are connected: to close the sockets at once would be to reset them."""
 
-    def serve(conn: socket.socket) -> None:
-        read_head(conn)
-        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
-
-    site = raw_server(serve)
+    site = raw_server(greet)
     sidecar = start_sidecar(rules, "--workers", "2")
     workers = sidecar.workers()
     for worker in workers:
@@ -399,23 +410,14 @@ def test_connections_that_no_worker_has_accepted_yet_are_served_at_the_end(
     sidecar.wait_for("draining")
     for worker in workers:
         os.kill(worker, signal.SIGCONT)
-    for client in clients:
-        request = f"GET http://{site.address}/ HTTP/1.1\r\nhost: {site.address}\r\n\r\n"
-        client.sendall(request.encode())
-    for client in clients:
-        assert head_lines(read_head(client))[0] == "HTTP/1.1 200 OK"
-        client.close()
+    assert_served(clients, site)
     sidecar.assert_ended(0)
 
 
 def test_connections_that_wait_for_a_worker_to_start_are_served_at_the_end(
     start_sidecar: StartSidecar, rules: Path, raw_server: Callable[..., RawServer]
 ) -> None:
-    def serve(conn: socket.socket) -> None:
-        read_head(conn)
-        conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
-
-    site = raw_server(serve)
+    site = raw_server(greet)
     sidecar = start_sidecar(rules)
     os.kill(sidecar.workers()[0], signal.SIGKILL)
     sidecar.expect_error("worker 1 was killed by SIGKILL; it starts again in 0 s")
@@ -423,12 +425,7 @@ def test_connections_that_wait_for_a_worker_to_start_are_served_at_the_end(
     clients = [connect(sidecar.address) for _ in range(5)]
     sidecar.send(signal.SIGTERM)
     sidecar.wait_for("draining")
-    for client in clients:
-        request = f"GET http://{site.address}/ HTTP/1.1\r\nhost: {site.address}\r\n\r\n"
-        client.sendall(request.encode())
-    for client in clients:
-        assert head_lines(read_head(client))[0] == "HTTP/1.1 200 OK"
-        client.close()
+    assert_served(clients, site)
     sidecar.assert_ended(0)
 
 
@@ -441,9 +438,10 @@ def test_who_waits_where_no_worker_is_left_is_told_of(
     os.kill(sidecar.workers()[0], signal.SIGKILL)
     sidecar.expect_errors("worker 1 ", "this worker does not start", "Error logged during startup")
     sidecar.wait_for("worker 1 ended with status 1; it starts again in 2 s")
-    sidecar.send(signal.SIGTERM)
-    sidecar.expect_error("no worker is there to serve the connections that wait")
-    sidecar.assert_ended(1)
+    with connect(sidecar.address):
+        sidecar.send(signal.SIGTERM)
+        sidecar.expect_error("no worker is there to serve the connections that wait")
+        sidecar.assert_ended(1)
 
 
 def test_a_soft_drain_outlives_a_worker(

@@ -12,6 +12,7 @@ from pointsman.demo.authority import Authority
 from tests.e2e.conftest import StartFar, StartProxy
 from tests.e2e.harness import (
     Far,
+    Json,
     RawServer,
     assert_entry,
     assert_refused,
@@ -48,6 +49,15 @@ def garble(file: Path) -> None:
 
 def empty(file: Path) -> None:
     file.write_text("")
+
+
+def pinning(far: Far, authority: Authority, folder: Path) -> tuple[Path, Json]:
+    """Return a CA file, and the manifest of a provider that is trusted by it alone."""
+    pinned = folder / "pinned.pem"
+    shutil.copy(authority.certificate, pinned)
+    manifest = far.manifest()
+    manifest["spec"]["tls"] = {"caFile": str(pinned)}
+    return pinned, manifest
 
 
 @pytest.mark.parametrize("spoil", [remove, garble, empty])
@@ -126,10 +136,7 @@ def test_without_its_ca_file_a_provider_is_not_called_and_the_next_one_is(
 def test_a_client_is_not_told_where_the_ca_file_was(
     start_proxy: StartProxy, openai: Far, authority: Authority, tmp_path: Path
 ) -> None:
-    pinned = tmp_path / "pinned.pem"
-    shutil.copy(authority.certificate, pinned)
-    manifest = openai.manifest()
-    manifest["spec"]["tls"] = {"caFile": str(pinned)}
+    pinned, manifest = pinning(openai, authority, tmp_path)
     proxy = start_proxy(write_rules(tmp_path / "rules", manifest))
     pinned.unlink()
     with proxy.client() as client:
@@ -147,10 +154,7 @@ def test_by_an_upstream_proxy_it_is_the_same(
 ) -> None:
     (tmp_path / "none").mkdir()
     company = start_proxy(tmp_path / "none")
-    pinned = tmp_path / "pinned.pem"
-    shutil.copy(authority.certificate, pinned)
-    manifest = openai.manifest()
-    manifest["spec"]["tls"] = {"caFile": str(pinned)}
+    pinned, manifest = pinning(openai, authority, tmp_path)
     rules = write_rules(tmp_path / "rules", manifest)
     proxy = start_proxy(rules, mode=f"upstream:{company.url}")
     for spoil, status in ((None, 200), (remove, 502)):
